@@ -1,0 +1,645 @@
+"""Plumbing for face_generation.ipynb: what a reader may believe without reading.
+
+Parameters, files, pictures, checkpoints, devices and measures. Everything about the game itself (networks, losses,
+steps, loop) is in the notebook. Images are uint8 in files and grids, float in [-1, 1] inside the networks.
+"""
+import ast
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import stat
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import filelock
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from IPython.display import display
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
+from torchvision.utils import make_grid
+
+# --- Parameters -------------------------------------------------------------------------------------------------------
+
+WHOLE = (int, "a whole number")
+REAL = (float, "a number")
+TEXT = (str, "a text")
+SWITCH = (bool, "true or false")
+RULES = {  # name: (type, what it must be, the test of it)
+    "dataset": (*TEXT, "a zip file, a folder of images or \"celeba\"", lambda v: v != ""),
+    "output_dir": (*TEXT, "the path of a folder", lambda v: v != ""),
+    "image_size": (*WHOLE, "32, 64 or 128", lambda v: v in (32, 64, 128)),
+    "batch_size": (*WHOLE, "2 or more (batch normalisation needs two images)", lambda v: v >= 2),
+    "n_epochs": (*WHOLE, "1 or more", lambda v: v >= 1),
+    "print_every": (*WHOLE, "1 or more", lambda v: v >= 1),
+    "z_size": (*WHOLE, "1 or more", lambda v: v >= 1),
+    "d_conv_dim": (*WHOLE, "1 or more", lambda v: v >= 1),
+    "g_conv_dim": (*WHOLE, "1 or more", lambda v: v >= 1),
+    "d_lr": (*REAL, "more than 0", lambda v: v > 0),
+    "g_lr": (*REAL, "more than 0", lambda v: v > 0),
+    "beta1": (*REAL, "from 0 to less than 1", lambda v: 0 <= v < 1),
+    "beta2": (*REAL, "from 0 to less than 1", lambda v: 0 <= v < 1),
+    "ema_decay": (*REAL, "from 0 (no averaging) to less than 1", lambda v: 0 <= v < 1),
+    "augment": (*TEXT, "\"flip\" or \"\"", lambda v: v in ("", "flip")),
+    "seed": (*WHOLE, "from 0 to 4294967295", lambda v: 0 <= v < 2**32),
+    "device": (*TEXT, "auto, cuda, mps, xpu or cpu", lambda v: v.split(":")[0] in ("auto", "cuda", "mps", "xpu", "cpu")),
+    "precision": (*TEXT, "auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
+    "resume": (*SWITCH, "true or false", lambda v: True),
+}
+
+
+def convert(value, kind):
+    """value as kind (bool, int, float or str); text such as "false" or "1e-3" counts as what it says.
+
+    Raises ValueError where value does not say one thing of that kind."""
+    if isinstance(value, kind) and not (kind is not bool and isinstance(value, bool)):
+        if kind is float and not math.isfinite(value):
+            raise ValueError(value)
+        return value
+    if kind is str or isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(value)
+    if kind is bool:
+        return {"true": True, "false": False}[str(value).strip().lower()]
+    number = float(value)
+    if not math.isfinite(number) or (kind is int and not number.is_integer()):
+        raise ValueError(value)
+    return kind(number) if kind is float or isinstance(value, float) else int(number)
+
+
+def check_parameters(namespace):
+    """The notebook's parameters, checked and converted, from its namespace: a dict of the names in RULES.
+
+    papermill injects whatever it is given ("false" and 1e-3 arrive as text, unknown names only cause a warning), so
+    the names are compared with RULES here as well. Raises ValueError with one sentence a wrong parameter."""
+    injected = next((cell for cell in reversed(namespace.get("In", [])) if cell.startswith("# Parameters")), "")
+    names = [target.id for node in ast.parse(injected).body for target in getattr(node, "targets", [])]
+    faults = [f"{name} is no parameter of this notebook; there are {', '.join(RULES)}."
+              for name in names if name not in RULES]
+    checked = {}
+    for name, (kind, noun, limits, allowed) in RULES.items():
+        try:
+            checked[name] = convert(namespace[name], kind)
+            good = allowed(checked[name])
+        except (ValueError, KeyError, OverflowError):
+            good = False
+        if not good:
+            wanted = limits if kind in (str, bool) else f"{noun}, {limits}"
+            faults.append(f"{name} must be {wanted}; it is {namespace.get(name)!r}.")
+    if faults:
+        raise ValueError(" ".join(faults))
+    return checked
+
+
+# --- Devices ----------------------------------------------------------------------------------------------------------
+
+def choose_device(name="auto"):
+    """The torch.device for name; "auto" takes the first there is of cuda, mps, xpu and cpu.
+
+    Raises ValueError where the named device is not on this machine."""
+    found = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "xpu": torch.xpu.is_available,
+             "cpu": lambda: True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_available in found.items() if is_available()))
+    kind = name.split(":")[0]
+    if kind not in found or not found[kind]():
+        raise ValueError(f"device is {name!r}, and PyTorch finds none here; use device \"auto\" or \"cpu\".")
+    try:
+        torch.empty(0, device=name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}, and PyTorch finds no such device here; use \"{kind}\".") from error
+    return torch.device(name)
+
+
+def choose_precision(name, device):
+    """("bf16" or "fp32", why): what autocast computes in. "auto" takes bf16 only where the hardware has it."""
+    if name != "auto":
+        return name, "as asked"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU computes in it") if native else ("fp32", "the GPU has no native bf16")
+    if device.type == "cpu":
+        can = getattr(torch.cpu, "get_capabilities", dict)()
+        native = next((flag for flag in ("amx_bf16", "avx512_bf16", "sve_bf16") if can.get(flag)), None)
+        return ("bf16", f"the processor has {native}") if native else ("fp32", "the processor has no native bf16")
+    return "fp32", f"bf16 on {device.type} is untried"
+
+
+def versions():
+    """Names and versions of what computes the results."""
+    import platform
+    import torchvision
+    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "numpy": np.__version__}
+
+
+def device_name(device):
+    """The name that the maker gave this device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in open("/proc/cpuinfo"):
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
+    import platform
+    return f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+
+
+# --- Files: whole or not at all ---------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A binary file to write; it appears at path complete and on disk, or not at all.
+
+    Raises OSError with one sentence where it cannot be written; what was at path before is then untouched."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OSError(f"{path} cannot be written ({error.strerror or error}); what was there before is as it was. "
+                      "Free some space or choose another output_dir.") from error
+
+
+def save_json(path, content):
+    """Write content as JSON (no NaN: RFC 8259 has none)."""
+    with whole_file(path) as file:
+        file.write(json.dumps(content, indent=1, allow_nan=False).encode())
+
+
+def save_samples(path, samples):
+    """Write samples, a list of uint8 arrays (count, height, width, 3), as a pickle of plain NumPy arrays."""
+    with whole_file(path) as file:
+        pickle.dump([np.asarray(s) for s in samples], file, protocol=4)
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Unpickles NumPy arrays in lists and tuples and nothing that could run code."""
+
+    def find_class(self, module, name):
+        if (module, name) in {(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")} | {
+                ("numpy", "ndarray"), ("numpy", "dtype")} | {
+                (f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")} | {("_codecs", "encode")}:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+
+
+def load_samples(path):
+    """The list of arrays that save_samples wrote. Raises ValueError where the file holds anything else."""
+    try:
+        with open(path, "rb") as file:
+            samples = ArraysOnly(file).load()
+        if not isinstance(samples, list) or not all(isinstance(s, np.ndarray) for s in samples):
+            raise pickle.UnpicklingError("it holds no list of arrays")
+        return samples
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
+    except Exception as error:  # a pickle cut short or made up can raise anything
+        raise ValueError(f"{path} is no file of samples: {error}.") from error
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+CELEBA_URL = ("https://s3.amazonaws.com/video.udacity-data.com/topher/2018/November/"
+              "5be7eb6f_processed-celeba-small/processed-celeba-small.zip")
+CELEBA_SHA256 = "2cd4fbba4b618faeb4be18c69da3a68ff6a163057d12ff321cb044fc51f416d3"
+ORIENTATION = 0x0112  # the EXIF entry that says how the camera was held
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def is_image_name(name):
+    """Whether name looks like an image file that a person put there (no __MACOSX, no hidden file)."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    hidden = any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in parts)
+    return not hidden and PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def prepare_data(dataset, folder="data", url=CELEBA_URL, sha256=CELEBA_SHA256):
+    """The folder of images that dataset stands for: a folder itself, an unpacked zip, or "celeba", downloaded.
+
+    Raises FileNotFoundError, ValueError or OSError with one sentence where there is none."""
+    if dataset == "celeba":
+        dataset = download(url, Path(folder) / "processed-celeba-small.zip", sha256)
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return path
+    if not path.exists():
+        raise FileNotFoundError(f"dataset {str(dataset)!r} does not exist (looked in {Path.cwd()}); "
+                                "give a zip file, a folder of images or \"celeba\".")
+    return unzip(path, folder)
+
+
+def download(url, path, sha256):
+    """path, holding the file at url with that sha256: downloaded unless it is there, checked before it is moved there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"{url} could not be downloaded ({error}); try again, or give the path of a zip as dataset."
+                          ) from error
+    return path
+
+
+def image_members(archive):
+    """The entries of an open ZipFile that are images.
+
+    Raises ValueError for entries that leave the folder, links, encryption, and contents far larger than the file."""
+    members, names = [], set()
+    for info in archive.infolist():
+        parts = PurePosixPath(info.filename.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0:1]:
+            raise ValueError(f"its entry {info.filename!r} leaves the folder")
+        if info.is_dir() or not is_image_name(info.filename) or info.filename in names:
+            continue
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise ValueError(f"its entry {info.filename!r} is a link")
+        if info.flag_bits & 1:
+            raise ValueError("it is encrypted")
+        names.add(info.filename)
+        members.append(info)
+    if not members:
+        raise ValueError(f"it holds no image ({', '.join(sorted(SUFFIXES))})")
+    unpacked, packed = sum(i.file_size for i in members), sum(i.compress_size for i in members)
+    if unpacked > 100 * packed + 10**8:
+        raise ValueError(f"it would unpack to {unpacked / packed:.0f} times its size")
+    return members
+
+
+def unzip(path, folder="data"):
+    """Unpack the images of the zip at path into a folder of its own under folder, once; return that folder.
+
+    The folder's name carries a digest of the zip's table of contents, so another zip of the same name gets another one.
+    It appears whole or not at all: unpacked beside it under a lock, then moved. Raises ValueError with one sentence
+    where the zip is corrupt, unsafe or without images."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = image_members(archive)
+            contents = repr([(i.filename, i.CRC, i.file_size) for i in members])
+            target = Path(folder) / f"{Path(path).stem}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
+            partial = target.with_name(f".{target.name}.partial")
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(f"{partial}.lock"):
+                if not target.exists():
+                    shutil.rmtree(partial, ignore_errors=True)
+                    archive.extractall(partial, members)
+                    partial.rename(target)
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.zlib.error) as error:
+        raise ValueError(f"{path} cannot be used as a dataset: {error}.") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be unpacked into {folder} ({error.strerror or error}).") from error
+    return target
+
+
+def decode(path, size):
+    """The image at path as uint8 (size, size, 3), cropped to its middle square; None where it is no image.
+
+    Shrinking averages over areas, so that 64x64 becomes 32x32 by the mean of each 2x2 block."""
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # lets a large JPEG be decoded at a fraction of its size
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip to white
+                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+            shrinks = min(image.size) >= 2 * size
+            method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), method))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):  # what Pillow raises for junk
+        return None
+
+
+def load_images(data_dir, image_size, limit=None):
+    """Every image below data_dir, or the first limit: uint8 tensor (count, 3, image_size, image_size), in order of name.
+
+    Files that are no image are left out and counted in a printed line. Raises FileNotFoundError where the folder does
+    not exist and ValueError where no image is in it."""
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The data folder {str(data_dir)!r} does not exist (looked in {Path.cwd()}).")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and is_image_name(p.relative_to(folder).as_posix()))
+    files = files[:limit]
+    images, junk = np.empty((len(files), image_size, image_size, 3), np.uint8), []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        kept = 0
+        for file, image in zip(files, pool.map(decode, files, [image_size] * len(files))):
+            if image is None:
+                junk.append(file.name)
+            else:
+                images[kept] = image
+                kept += 1
+    if junk:
+        print(f"Left out {len(junk)} of {len(files)} files that are no image: {', '.join(junk[:3])}"
+              f"{', ...' if len(junk) > 3 else ''}")
+    if not kept:
+        raise ValueError(f"The data folder {str(data_dir)!r} holds no image ({', '.join(sorted(SUFFIXES))}).")
+    return torch.from_numpy(images[:kept]).permute(0, 3, 1, 2).contiguous()
+
+
+def as_pictures(loader, count):
+    """The first count images of a loader over one tensor, in order of name: uint8 array (count, height, width, 3)."""
+    images = loader.collate_fn(list(range(min(count, len(loader.dataset)))))
+    return to_uint8(2 * images - 1)
+
+
+def zip_faces(run, path, count=6500, truncation=0.9, seed=0, quality=92):
+    """Sample count faces from the generator kept in the folder run into a zip of JPEGs, laid out as the course's file."""
+    faces = load_generator(run)(count, seed, truncation)
+    with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for number, face in enumerate(faces):
+            jpeg = io.BytesIO()
+            Image.fromarray(face).save(jpeg, "JPEG", quality=quality, optimize=True)
+            entry = zipfile.ZipInfo(f"processed_celeba_small/celeba/{number:06d}.jpg")  # a fixed date: same zip again
+            archive.writestr(entry, jpeg.getvalue())
+
+
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+def to_uint8(images):
+    """Images in [-1, 1], float tensor (count, 3, height, width), as a uint8 array (count, height, width, 3)."""
+    pixels = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def grid(images, columns=8):
+    """uint8 images (count, height, width, 3) side by side: one uint8 array (rows * height, columns * width, 3)."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    return make_grid(tensor, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy()
+
+
+def show_faces(images, columns=8, title=None, path=None):
+    """Draw uint8 images (count, height, width, 3) as one figure of a fixed size for its number of rows; keep it at path."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(figsize=(columns, rows + 0.3 * (title is not None)), layout="constrained")
+    axes.imshow(grid(images, columns), interpolation="nearest")
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title)
+    if path:
+        save_figure(figure, path)
+    return figure
+
+
+def save_figure(figure, path):
+    """Write figure as PNG to path, whole or not at all."""
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")
+
+
+class LiveGrid:
+    """One display in the notebook that shows the newest samples in place of the ones before."""
+
+    def __init__(self):
+        self.handle = None
+
+    def show(self, images, title):
+        """Show uint8 images (count, height, width, 3), eight a row."""
+        figure = show_faces(images, title=title)
+        plt.close(figure)
+        if self.handle:
+            self.handle.update(figure)
+        else:
+            self.handle = display(figure, display_id=True)
+
+
+def save_animation(frames, path, milliseconds=400):
+    """Write uint8 arrays (height, width, 3) as an animated PNG that plays them in a loop and rests on the last."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    with whole_file(path) as file:
+        pictures[0].save(file, format="PNG", save_all=True, append_images=pictures[1:], loop=0,
+                         duration=[milliseconds] * (len(pictures) - 1) + [5 * milliseconds])
+
+
+# --- Training runs ----------------------------------------------------------------------------------------------------
+
+def start_run(output_dir, resume):
+    """The folder output_dir as a Path, made and locked for this process until it ends.
+
+    A run that is already there is moved aside (to output_dir-1, -2, ...), unless resume goes on with it. Raises
+    ValueError where another process runs in it and OSError where it cannot be made."""
+    run = Path(output_dir).expanduser()
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        filelock.FileLock(run.with_name(f".{run.name}.lock"), is_singleton=True, timeout=0).acquire()
+        if not resume and (run / "checkpoint.pt").exists():
+            aside = next(p for n in itertools.count(1) if not (p := run.with_name(f"{run.name}-{n}")).exists())
+            run.rename(aside)
+            print(f"The run that was in {run} is now in {aside}.")
+        run.mkdir(exist_ok=True)
+        (run / "metrics.json").unlink(missing_ok=True)
+    except filelock.Timeout as error:
+        raise ValueError(f"Another run is writing to {run}; wait for its end or choose another output_dir.") from error
+    except OSError as error:
+        raise OSError(f"output_dir {str(run)!r} cannot be used ({error.strerror or error}).") from error
+    return run
+
+
+def collect(recent, records, path):
+    """Move the rows in recent (tensors on the device) to the end of records (lists of float), in one transfer.
+
+    Raises FloatingPointError where one is NaN or infinite: from there the networks are lost, the checkpoint is not."""
+    if not recent:
+        return
+    rows = torch.stack(recent).tolist()
+    recent.clear()
+    for number, row in enumerate(rows):
+        if not all(map(math.isfinite, row)):
+            last = (records + rows[:number])[-1:]
+            raise FloatingPointError(
+                f"The losses are no longer finite at step {len(records) + number + 1} (before: "
+                f"{', '.join(f'{v:.3g}' for v in last[0][:2]) if last else 'none'}). The last good state is in {path}"
+                f"{'' if Path(path).exists() else ', once an epoch is complete'}; try lower learning rates.")
+    records += rows
+
+
+def epoch_line(epoch, n_epochs, records, batch_size, seconds):
+    """One line of text on the steps of an epoch, rows (g_loss, d_loss, share right on real, share right on fake)."""
+    g_loss, d_loss, on_real, on_fake = np.mean(records, axis=0)
+    won = "  D has won: its loss is near zero, and G learns nothing" if d_loss < 0.01 else ""
+    return (f"epoch {epoch:3}/{n_epochs}  loss of D {d_loss:.3f}, of G {g_loss:.3f}  D right on real {on_real:.0%}, "
+            f"on fake {on_fake:.0%}  {len(records) * batch_size / seconds:.0f} images/s{won}")
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Inside, the first interrupt (the notebook's stop button, Ctrl-C) sets the yielded event and lets the step end.
+
+    A second one interrupts at once, as anywhere else."""
+    stop, usual = threading.Event(), signal.getsignal(signal.SIGINT)
+
+    def remember(number, frame):
+        stop.set()
+        signal.signal(signal.SIGINT, usual)
+
+    mine = threading.current_thread() is threading.main_thread()  # only the main thread may set handlers
+    if mine:
+        signal.signal(signal.SIGINT, remember)
+    try:
+        yield stop
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, usual)
+
+
+def random_state(device):
+    """The state of torch's generators on the CPU and on device."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def set_random_state(state, device):
+    """Put torch's generators back into a random_state."""
+    torch.set_rng_state(state["cpu"])
+    if device.type in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[device.type])
+
+
+MAY_CHANGE = {"output_dir", "n_epochs", "print_every", "device", "resume", "dataset"}  # on going on from a checkpoint
+
+
+def save_checkpoint(path, parts, parameters, **more):
+    """Write to path the state of parts (name: network or optimizer), the parameters, and plain values or tensors."""
+    state = {"parts": {name: part.state_dict() for name, part in parts.items()}, "parameters": parameters, **more}
+    with whole_file(path) as file:
+        torch.save(state, file)
+
+
+def load_checkpoint(path, parts, parameters, device, **same):
+    """Put the checkpoint's state into parts and return all of it.
+
+    Raises ValueError with one sentence, before anything is changed, where the file is missing, is no checkpoint, or was
+    made with other parameters or other values of same (n_epochs and such may change: that only goes on for longer)."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        kept = {**state["parameters"], **{name: state[name] for name in same}}
+        wanted = {**parameters, **same}
+    except FileNotFoundError:
+        raise ValueError(f"resume is true, but there is no {path} to go on from; set resume to false.") from None
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path} is no checkpoint of this notebook, or is damaged; move it away and set resume to "
+                         "false.") from error
+    other = [f"{name} was {kept.get(name)!r} and is {wanted.get(name)!r}" for name in wanted
+             if name not in MAY_CHANGE and kept.get(name) != wanted.get(name)]
+    if other:
+        raise ValueError(f"{path} was made with other settings: {'; '.join(other)}. Set them back, or set resume to "
+                         "false and choose another output_dir.")
+    for name, part in parts.items():
+        part.load_state_dict(state["parts"][name])
+    return state
+
+
+def save_generator(folder, G, z_size, conv_dim, image_size, **more):
+    """Keep generator G in folder: its weights as generator.safetensors, what rebuilds it as generator.json."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in G.state_dict().items()}
+    about = {"z_size": z_size, "conv_dim": conv_dim, "image_size": image_size, "z": "uniform in [-1, 1]", **more}
+    with whole_file(Path(folder) / "generator.safetensors") as file:
+        file.write(safetensors_bytes(weights))
+    save_json(Path(folder) / "generator.json", about)
+
+
+def load_generator(folder, device="cpu"):
+    """A function sample(count, seed=0, truncation=1.0) of the generator kept in folder.
+
+    It gives uint8 faces (count, height, width, 3); truncation below 1 draws z from a smaller cube around the middle:
+    fewer odd faces, less variety. The layers are the notebook's Generator in eval mode, written as plain functions.
+    Raises ValueError with one sentence where the folder holds no such generator."""
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / "generator.json").read_text())
+        with safe_open(folder / "generator.safetensors", "pt") as file:
+            w = {name: file.get_tensor(name).float().to(device) for name in file.keys()}
+        z_size, stages = int(about["z_size"]), int(math.log2(int(about["image_size"]))) - 1
+        if w["FC.weight"].shape[1] != z_size or f"t_conv{stages}.0.weight" not in w:
+            raise ValueError("its files do not belong together")
+    except Exception as error:
+        raise ValueError(f"{folder} holds no generator of this notebook ({type(error).__name__}: {error}).") from error
+
+    def forward(z):
+        x = F.linear(z, w["FC.weight"], w["FC.bias"])
+        x = F.relu(x.view(len(z), -1, 2, 2))
+        for stage in range(1, stages + 1):
+            x = F.conv_transpose2d(x, w[f"t_conv{stage}.0.weight"], stride=2, padding=1)
+            if stage < stages:
+                norm = f"t_conv{stage}.1."
+                x = F.relu(F.batch_norm(x, w[norm + "running_mean"], w[norm + "running_var"], w[norm + "weight"],
+                                        w[norm + "bias"]))
+        return torch.tanh(x)
+
+    def sample(count, seed=0, truncation=1.0):
+        z = truncation * (2 * torch.rand(count, z_size, generator=torch.Generator().manual_seed(seed)) - 1)
+        with torch.no_grad():
+            return np.concatenate([to_uint8(forward(part.to(device))) for part in z.split(256)])
+
+    return sample
+
+
+# --- Measures ---------------------------------------------------------------------------------------------------------
+
+def laplacian_pyramid(images, smallest=16):
+    """Images (count, 3, size, size) as their details at each scale down to smallest (Burt and Adelson 1983)."""
+    taps = torch.tensor([1., 4., 6., 4., 1.]) / 16
+    kernel = torch.outer(taps, taps).expand(3, 1, 5, 5)
+    levels = []
+    while images.shape[-1] > smallest:
+        small = F.conv2d(F.pad(images, (2,) * 4, mode="reflect"), kernel, groups=3)[:, :, ::2, ::2]
+        levels.append(images - F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False))
+        images = small
+    return levels + [images]
+
+
+def sliced_wasserstein(a, b, patches=32, directions=256, seed=0):
+    """Sliced Wasserstein distance x1000 between two equally many uint8 images (count, height, width, 3): 0 is equal.
+
+    Patches of 7x7 from each level of a Laplacian pyramid, normalised by channel, projected on random directions and
+    sorted: the mean absolute difference, averaged over levels (Karras et al. 2018, Progressive Growing, section 5)."""
+    generator, distances = torch.Generator().manual_seed(seed), []
+    both = [laplacian_pyramid(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255) for x in (a, b)]
+    for level_a, level_b in zip(*both):
+        size = level_a.shape[-1]
+        corner = torch.randint(0, size - 6, (2, len(a) * patches), generator=generator)
+        index = torch.arange(len(a)).repeat_interleave(patches)
+        rows, columns = (corner[i][:, None] + torch.arange(7) for i in (0, 1))
+        described = []
+        for level in (level_a, level_b):
+            x = level.permute(0, 2, 3, 1)[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+            x = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
+            described.append(x.flatten(1))
+        axis = F.normalize(torch.randn(7 * 7 * 3, directions, generator=generator), dim=0)
+        projected = [(x @ axis).sort(dim=0).values for x in described]
+        distances.append((projected[0] - projected[1]).abs().mean().item())
+    return 1000 * sum(distances) / len(distances)
+
+
+def diversity(images):
+    """Mean distance between two of the uint8 images (count, height, width, 3), as nearest measures it."""
+    half = len(images) // 2
+    a, b = (i.reshape(half, -1).astype(np.float32) / 255 for i in (images[:half], images[half:2 * half]))
+    return float(np.sqrt(((a - b) ** 2).mean(axis=1)).mean())
+
+
+def nearest(queries, images):
+    """For each uint8 query (n, height, width, 3) the index of the nearest image and its distance.
+
+    Distance: root mean square difference of pixel values in [0, 1]."""
+    q, x = (torch.from_numpy(i.reshape(len(i), -1)).float() / 255 for i in (queries, images))
+    distances, indices = torch.cdist(q, x).min(dim=1)
+    return indices.numpy(), distances.numpy() / math.sqrt(q.shape[1])
