@@ -1,6 +1,6 @@
 """The notebook's own definitions, for tests and benchmarks, so that none of them is a copy that could drift."""
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import nbformat
 import torch
@@ -15,14 +15,15 @@ def cells(kind="code"):
 
 
 def definitions(**parameters):
-    """The names that the cells tagged `definitions` define, with parameters set over the defaults.
+    """A module of what the cells tagged `definitions` define, with parameters set over the notebook's defaults.
 
-    device and precision are what the notebook derives from them: torch.device("cpu") and "fp32" unless given."""
-    names = {"__name__": "face_generation"}
+    Its functions look names up in it, as they do in the notebook: set an attribute to change what they see. device and
+    precision are the derived ones, torch.device("cpu") and "fp32" unless given."""
+    module = ModuleType("face_generation")
     for cell in cells():
         tags = cell.metadata.get("tags", [])
         if "definitions" in tags:
-            exec(compile(cell.source, f"{NOTEBOOK.name}[{cell.id}]", "exec"), names)
+            exec(compile(cell.source, f"{NOTEBOOK.name}[{cell.id}]", "exec"), module.__dict__)
         if "parameters" in tags:
-            names.update({"device": torch.device("cpu"), "precision": "fp32"} | parameters)
-    return SimpleNamespace(**names), names
+            vars(module).update({"device": torch.device("cpu"), "precision": "fp32"} | parameters)
+    return module
