@@ -14,16 +14,19 @@ def cells(kind="code"):
     return [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == kind]
 
 
+def execute(module, tag):
+    """Execute the cells with a tag in the namespace of module."""
+    for cell in cells():
+        if tag in cell.metadata.get("tags", []):
+            exec(compile(cell.source, f"{NOTEBOOK.name}[{cell.id}]", "exec"), vars(module))
+
+
 def definitions(**parameters):
     """A module of what the cells tagged `definitions` define, with parameters set over the notebook's defaults.
 
     Its functions look names up in it, as they do in the notebook: set an attribute to change what they see. device and
     precision are the derived ones, torch.device("cpu") and "fp32" unless given."""
     module = ModuleType("face_generation")
-    for cell in cells():
-        tags = cell.metadata.get("tags", [])
-        if "definitions" in tags:
-            exec(compile(cell.source, f"{NOTEBOOK.name}[{cell.id}]", "exec"), module.__dict__)
-        if "parameters" in tags:
-            vars(module).update({"device": torch.device("cpu"), "precision": "fp32"} | parameters)
+    execute(module, "definitions")
+    vars(module).update({"device": torch.device("cpu"), "precision": "fp32"} | parameters)
     return module

@@ -1,0 +1,106 @@
+"""The notebook's training loop: what an interrupt, a resume and a lost game do to it. Its own cells are executed."""
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import helpers
+from notebook import definitions, execute
+from test_notebook import make_faces
+
+SMALL = {"batch_size": 8, "n_epochs": 3, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "print_every": 2}
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "faces"
+    make_faces(folder, count=44)
+    return folder
+
+
+def set_up(faces, run, **parameters):
+    """The notebook's module, ready to train in the folder run, and the parameters that its checkpoint is to carry."""
+    run.mkdir(exist_ok=True)
+    module = definitions(**(SMALL | {"data_dir": faces, "run": run} | parameters))
+    module.parameters = {name: getattr(module, name) for name in helpers.RULES if name not in ("device", "output_dir")}
+    execute(module, "setup")
+    return module
+
+
+def interrupted_after(module, steps):
+    """Let a real interrupt arrive during that step, counted from here."""
+    step, left = module.generator_step, [steps]
+
+    def interrupting_step(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    module.generator_step = interrupting_step
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_interrupted_and_resumed_equals_uninterrupted(faces, tmp_path, precision):
+    whole = set_up(faces, tmp_path / "whole", precision=precision)
+    whole.train(whole.D, whole.G, 3, 2)
+    assert len(whole.records) == 15 and len(whole.samples) == 3
+
+    steps_done = 0
+    for steps in (1, 3, 1, 4, 2, 100):  # in mid-epoch, on its last step, twice in one epoch, not at all
+        part = set_up(faces, tmp_path / "part", precision=precision, resume=steps_done > 0)
+        assert len(part.records) == steps_done
+        interrupted_after(part, steps)
+        part.train(part.D, part.G, 3, 2)
+        steps_done = min(15, steps_done + steps)
+        assert len(part.records) == steps_done
+    assert part.records == whole.records
+    assert all(np.array_equal(a, b) for a, b in zip(part.samples, whole.samples, strict=True))
+    for network in ("D", "G", "G_average"):
+        for name, value in getattr(whole, network).state_dict().items():
+            assert torch.equal(getattr(part, network).state_dict()[name], value), (network, name)
+
+
+def test_more_epochs_is_a_resume_and_other_parameters_are_not(faces, tmp_path):
+    first = set_up(faces, tmp_path)
+    first.train(first.D, first.G, 1)
+    longer = set_up(faces, tmp_path, resume=True)
+    longer.train(longer.D, longer.G, 2)
+    assert len(longer.records) == 10 and longer.records[:5] == first.records
+    with pytest.raises(ValueError, match="made with other settings: d_lr was 0.001 and is 0.01"):
+        set_up(faces, tmp_path, resume=True, d_lr=0.01)
+
+
+def test_losses_that_are_not_finite_stop_the_run(faces, tmp_path):
+    module = set_up(faces, tmp_path)
+    module.train(module.D, module.G, 1)
+    good = (tmp_path / "checkpoint.pt").read_bytes()
+    with torch.no_grad():
+        next(module.G.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"no longer finite at step 6 \(before: .*checkpoint.pt"):
+        module.train(module.D, module.G, 2)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == good
+
+
+def test_average_follows_its_equation():
+    module = definitions(ema_decay=0.9)
+    average, current = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
+    torch.nn.init.constant_(current.weight, 3.0)
+    current.num_batches_tracked += 7
+    module.move_average(average, current, step=1)
+    assert torch.allclose(average.weight, torch.tensor(1 / 11 * 1.0 + 10 / 11 * 3.0))
+    module.move_average(average, current, step=10**6)
+    assert torch.allclose(average.weight, torch.tensor(0.9 * (1 / 11 + 30 / 11) + 0.1 * 3.0))
+    assert average.num_batches_tracked == 7
+
+
+def test_augmentation_mirrors_about_half():
+    module = definitions()
+    images = torch.rand(1000, 3, 4, 4)
+    mirrored = (module.augmented(images) == images.flip(3)).flatten(1).all(dim=1)
+    unchanged = (module.augmented(images) == images).flatten(1).all(dim=1)
+    assert 400 < mirrored.sum() < 600 and 400 < unchanged.sum() < 600
+    module.augment = ""
+    assert torch.equal(module.augmented(images), images)
