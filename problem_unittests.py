@@ -48,7 +48,7 @@ def outputs(name, network, inputs, shape, kind):
     out = attempt(f"{name} on a batch of {len(inputs)} in {mode} mode", network, inputs)
     check(isinstance(out, torch.Tensor), f"{name} returns a {type(out).__name__}; its forward must return a tensor.")
     check(tuple(out.shape) == shape,
-          f"{name} gives {tuple(out.shape)} for a batch of {len(inputs)} in {mode} mode: forward must return {kind}, {shape}.")
+          f"{name} gives {tuple(out.shape)} on a batch of {len(inputs)} in {mode} mode: return {kind}, {shape}.")
     check(out.isfinite().all(), f"{name}'s output is not finite: look for a division or a logarithm in forward.")
     return out
 
@@ -66,7 +66,7 @@ def check_gradients(name, network, inputs):
     for parameter, value in network.named_parameters():
         # The gradient of a bias in front of a normalisation is rightly zero, that of a matrix or a kernel is not.
         check(value.grad is not None and (value.dim() < 2 or value.grad.any()),
-              f"{name}'s parameter {parameter} gets no gradient: is its layer used in forward, not detached, not frozen?")
+              f"{name}'s parameter {parameter} gets no gradient: is its layer used in forward and not frozen?")
     inputs = inputs.clone().requires_grad_()
     out = attempt(f"{name} on an input that wants a gradient", network.eval(), inputs).float()
     gradient, = torch.autograd.grad((out * torch.randn_like(out)).sum(), inputs, allow_unused=True)
@@ -91,14 +91,14 @@ def trained_towards(sign, network, inputs, reached):
 
 
 def graph_nodes(out):
-    """The names of all operations that a gradient of out passes through."""
+    """All operations that a gradient of out passes through."""
     found, waiting = set(), [out.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in found:
             found.add(node)
             waiting.extend(following for following, _ in node.next_functions)
-    return {node.name() for node in found}
+    return found
 
 
 @own_random_numbers()
@@ -110,12 +110,12 @@ def test_discriminator(Discriminator):
         for batch in (6, 5):
             images = torch.rand(batch, 3, 32, 32) * 2 - 1
             before = images.clone()
-            out = outputs(name, D, images, (batch, 1), "one logit an image")
+            out = outputs(name, D, images, (batch, 1), "one logit per image")
             check(torch.equal(images, before), f"{name} changes its input: look for in-place work in forward.")
-        check(not any("MaxPool" in node for node in graph_nodes(out)),
+        check(not any("MaxPool" in node.name() for node in graph_nodes(out)),
               f"{name} uses max pooling: shrink with strided convolutions instead.")
         D.eval()
-        outputs(name, D, images[:1], (1, 1), "one logit an image")
+        outputs(name, D, images[:1], (1, 1), "one logit per image")
     check_gradients(name, D, images)
     # An untrained logit may happen to lie between 0 and 1, but one that can be trained to leave on both sides is free.
     for sign, side in ((-1, "below -2"), (1, "above 2")):
@@ -134,11 +134,11 @@ def test_generator(Generator):
         for batch in (6, 5):
             z = torch.rand(batch, z_size) * 2 - 1
             before = z.clone()
-            images = outputs(name, G, z, (batch, 3, 32, 32), "one image a z")
+            images = outputs(name, G, z, (batch, 3, 32, 32), "one image per z")
             check(torch.equal(z, before), f"{name} changes its input: look for in-place work in forward.")
             check(images.abs().max() <= 1, f"{name}'s images leave [-1, 1]: end forward in a tanh.")
         G.eval()
-        outputs(name, G, z[:1], (1, 3, 32, 32), "one image a z")
+        outputs(name, G, z[:1], (1, 3, 32, 32), "one image per z")
     state = torch.get_rng_state()
     images = G(z)
     torch.set_rng_state(state)  # where forward draws noise of its own, it draws the same again
@@ -152,8 +152,8 @@ def test_generator(Generator):
     low, high = low.min().item(), high.max().item()
     check(low >= -1 and high <= 1, f"{name}'s images leave [-1, 1] when it is trained to: end forward in a tanh.")
     check(low < -0.6 and high > 0.6,
-          f"{name}'s images reach only from {low:.1f} to {high:.1f} however it is trained: end forward in a tanh, not in a "
-          "sigmoid or ReLU.")
+          f"{name}'s images reach only from {low:.1f} to {high:.1f} however it is trained: end forward in a "
+          "tanh, not in a sigmoid or ReLU.")
     passed()
 
 
@@ -186,7 +186,7 @@ def test_weights_init(weights_init_normal):
 @own_random_numbers()
 def test_losses(real_loss, fake_loss):
     """real_loss and fake_loss must be the mean binary cross-entropy of logits (batch, 1) with labels 1 and 0."""
-    values = ([[-3.0], [0.5], [2.0]], [[-1.5]], [[60.0], [3.0]], [[-60.0], [-3.0]])
+    values = ([[-3.0], [0.5], [2.0]], [[-1.5]], [[200.0], [3.0]], [[-200.0], [-3.0]])
     for (loss, label, name), numbers, dtype, mixed in itertools.product(
             ((real_loss, 1, "real_loss"), (fake_loss, 0, "fake_loss")), values, (torch.float32, torch.bfloat16),
             (False, True)):
@@ -304,7 +304,7 @@ def test_dataloader(loader):
         check(length > 0, "The loader has no batch: is the folder empty, or batch_size larger than the data set?")
         read, whole = fingerprints(loader, length + 1)
         check(len(read) == length if whole else len(read) <= length,
-              f"len(loader) is {length}, but an epoch has {'' if whole else 'more than '}{min(len(read), length)} batches.")
+              f"len(loader) is {length}, but an epoch has {len(read)} batches{'' if whole else ' or more'}.")
         check_shuffled(loader, length, read)
         check_complete(loader, length, read, whole)
     finally:
@@ -323,13 +323,14 @@ def check_step(name, step, network, other, network_name, other_name):
     before, other_before, modes = parameters_of(network), parameters_of(other), (network.training, other.training)
     other.zero_grad()
     attempt(name, step)
-    check(torch.equal(parameters_of(other), other_before), f"{name} changes the {other_name}: step its own optimizer only.")
+    check(torch.equal(parameters_of(other), other_before),
+          f"{name} changes the {other_name}: step the {network_name}'s optimizer only.")
     check(not any(p.grad is not None and p.grad.any() for p in other.parameters()),
           f"{name} leaves gradients on the {other_name}: detach the fakes or freeze the {other_name}.")
     for player, title in ((network, network_name), (other, other_name)):
         check(all(p.requires_grad for p in player.parameters()),
               f"{name} leaves the {title} frozen: set requires_grad back to True.")
-    check(modes == (network.training, other.training), f"{name} leaves a network in another mode: undo eval() or train().")
+    check(modes == (network.training, other.training), f"{name} leaves a network in another mode: undo eval().")
     check(not torch.equal(parameters_of(network), before),
           f"{name} does not change the {network_name}: look for a missing backward or step, or a detach too many.")
 
@@ -368,7 +369,7 @@ def test_training_steps(discriminator_step, generator_step, Discriminator, Gener
     on_real, on_fake, _ = D[2].weight[0]
     check(on_real != 0, f"{d_name} does not use the real images: its loss needs real_loss of what D says to them.")
     check(on_fake != 0, f"{d_name} does not use the fake images: its loss needs fake_loss of what D says to them.")
-    check(on_real > 0 > on_fake, f"{d_name} moves D the wrong way: add real_loss on real images and fake_loss on fakes.")
+    check(on_real > 0 > on_fake, f"{d_name} moves D the wrong way: use real_loss on real images, fake_loss on fakes.")
     slow = sgd(D.parameters(), lr=1e-3)
     check_equal_steps(d_name, lambda: discriminator_step(D, slow, real, fake), D)
 
