@@ -148,8 +148,8 @@ def test_generator(Generator):
     check((images[0] - images[1]).abs().max() > 1e-6,
           f"{name} draws identical images for all z of a batch: does forward keep the batch dimension apart?")
     check(check_gradients(name, G, z).any(dim=0).all(), f"{name} ignores some numbers of z: does forward use all of z?")
-    low, high = [trained_towards(sign, Generator(100, 32), z, lambda out: sign * out.mean() > 0.95 or out.abs().max() > 1)
-                 for sign in (-1, 1)]
+    low, high = [trained_towards(sign, Generator(100, 32), z,
+                                 lambda out: sign * out.mean() > 0.95 or out.abs().max() > 1) for sign in (-1, 1)]
     low, high = low.min().item(), high.max().item()
     check(low >= -1 and high <= 1, f"{name}'s images leave [-1, 1] when it is trained to: end forward in a tanh.")
     check(low < -0.5 and high > 0.5,
