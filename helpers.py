@@ -682,7 +682,7 @@ def save_checkpoint(path, parts, parameters, **more):
         torch.save(state, file)
 
 
-def load_checkpoint(path, parts, parameters, device, **same):
+def load_checkpoint(path, parts, parameters, **same):
     """Put the checkpoint's state into parts and return all of it.
 
     Raises ValueError with one sentence, before anything is changed, where the file is missing, is no checkpoint, or was
@@ -765,11 +765,12 @@ def laplacian_pyramid(images, smallest=16):
     return levels + [images]
 
 
-def sliced_wasserstein(a, b, patches=32, directions=256, seed=0):
+def sliced_wasserstein(a, b, patches=16, directions=128, seed=0):
     """Sliced Wasserstein distance x1000 between two equally many uint8 images (count, height, width, 3): 0 is equal.
 
-    Patches of 7x7 from each level of a Laplacian pyramid, normalised by channel, projected on random directions and
-    sorted: the mean absolute difference, averaged over levels (Karras et al. 2018, Progressive Growing, section 5)."""
+    Random patches of 7x7 from each level of a Laplacian pyramid, normalised by channel, projected on random directions
+    and sorted: the mean absolute difference, averaged over levels (Karras et al. 2018, Progressive Growing, section 5).
+    """
     generator, distances = torch.Generator().manual_seed(seed), []
     both = [laplacian_pyramid(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255) for x in (a, b)]
     for level_a, level_b in zip(*both):
@@ -780,10 +781,10 @@ def sliced_wasserstein(a, b, patches=32, directions=256, seed=0):
         described = []
         for level in (level_a, level_b):
             x = level.permute(0, 2, 3, 1)[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-            x = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
+            x = (x - x.mean((0, 1, 2))) / (x.std((0, 1, 2)) + 1e-6)
             described.append(x.flatten(1))
-        axis = F.normalize(torch.randn(7 * 7 * 3, directions, generator=generator), dim=0)
-        projected = [(x @ axis).sort(dim=0).values for x in described]
+        axes = F.normalize(torch.randn(directions, 7 * 7 * 3, generator=generator), dim=1)
+        projected = [(axes @ x.T).sort(dim=1).values for x in described]
         distances.append((projected[0] - projected[1]).abs().mean().item())
     return 1000 * sum(distances) / len(distances)
 

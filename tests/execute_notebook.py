@@ -1,0 +1,35 @@
+"""Execute face_generation.ipynb in place with its default parameters, and keep only what GitHub can render.
+
+    python tests/execute_notebook.py
+
+Run it after every change of the notebook: the repository holds the notebook as executed from top to bottom. The
+pictures of the run go to assets. Progress bars are dropped, since without a running kernel they show nothing."""
+import shutil
+
+import nbformat
+import papermill
+
+from notebook import NOTEBOOK, ROOT
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def main():
+    (ROOT / "runs").mkdir(exist_ok=True)
+    done = papermill.execute_notebook(NOTEBOOK, ROOT / "runs" / "latest.ipynb", cwd=ROOT, progress_bar=False)
+    done.metadata = {"kernelspec": done.metadata.kernelspec, "language_info": {"name": "python"}}
+    for cell in done.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            for output in cell.outputs:
+                if "metadata" in output:
+                    output.metadata = {}
+    nbformat.write(done, NOTEBOOK)
+    for name in ("processed_face_data.png", "training_loss.png", "generated_faces.png"):
+        shutil.copyfile(ROOT / "runs" / "latest" / name, ROOT / "assets" / name)
+
+
+if __name__ == "__main__":
+    main()
