@@ -68,7 +68,7 @@ RULES = {  # name: (type, what it must be, the test of it)
     "ema_decay": (*REAL, "from 0 (no averaging) to less than 1", lambda v: 0 <= v < 1),
     "augment": (*TEXT, "\"flip\" or \"\"", lambda v: v in ("", "flip")),
     "seed": (*WHOLE, "from 0 to 4294967295", lambda v: 0 <= v < 2**32),
-    "device": (*TEXT, "auto, cuda, mps, xpu or cpu", lambda v: re.match("(auto|cuda|mps|xpu|cpu)(:|$)", v)),
+    "device": (*TEXT, "auto, cuda, mps, xpu or cpu", lambda v: re.fullmatch("(auto|cuda|mps|xpu|cpu)(:[0-9]+)?", v)),
     "precision": (*TEXT, "auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
     "resume": (*SWITCH, "true or false", lambda v: True),
 }
@@ -81,6 +81,11 @@ def shown(value):
     except Exception:  # such as an integer of 5,000 digits
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def reason(error):
+    """What error says as one line without a full stop, to be put into a sentence."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def convert(value, kind):
@@ -265,7 +270,7 @@ def load_samples(path):
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
     except Exception as error:  # a pickle cut short or made up can raise anything
-        raise ValueError(f"{path} is no file of samples: {str(error).rstrip('.')}.") from error
+        raise ValueError(f"{path} is no file of samples: {reason(error)}.") from error
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------
@@ -317,8 +322,8 @@ def download(url, path, sha256):
             torch.hub.download_url_to_file(url, str(path), sha256, progress=sys.stderr.isatty())
             return path
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        raise OSError(f"{url} could not be downloaded ({error}); try again, or give the path of a zip as dataset."
-                      ) from error
+        raise OSError(f"{url} could not be downloaded ({reason(error)}); try again, or give the path of a zip as "
+                      "dataset.") from error
     found = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -386,8 +391,7 @@ def unzip(path, folder="data"):
     except OSError as error:
         raise OSError(f"{path} cannot be unpacked into {folder} ({error.strerror or error}).") from error
     except Exception as error:  # a damaged zip can raise anything
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise ValueError(f"{path} cannot be used as a dataset: {reason}.") from error
+        raise ValueError(f"{path} cannot be used as a dataset: {reason(error)}.") from error
     return target
 
 
