@@ -54,8 +54,8 @@ PNG = encoded()
 # --- Parameters -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("value", [
-    "", " ", "abc", "0x10", "64.5", "nan", "inf", "-1", "0", "6 4", "1e400", "true", "64\0", None, True, [], [64], {}, (),
-    64.5, math.nan, math.inf, 10**400, -10**400, 10**5000, b"64", 64j, object(), np.array([64, 64])],
+    "", " ", "abc", "0x10", "64.5", "nan", "inf", "-1", "0", "6 4", "1e400", "true", "64\0", None, True, [], [64], {},
+    (), 64.5, math.nan, math.inf, 10**400, -10**400, 10**5000, b"64", 64j, object(), np.array([64, 64])],
     ids=lambda value: f"{type(value).__name__}-{helpers.shown(value)[:12]}")
 def test_batch_size(value):
     refused(lambda: helpers.check_parameters({**DEFAULTS, "batch_size": value}),
@@ -63,11 +63,11 @@ def test_batch_size(value):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("dataset", ""), ("dataset", "\0"), ("dataset", "\ud800"), ("output_dir", " "), ("output_dir", 5), ("image_size", 48),
-    ("image_size", "32x32"), ("d_lr", 0), ("d_lr", "-1e-3"), ("g_lr", True), ("beta1", 1), ("beta2", "1.0"),
-    ("ema_decay", -0.1), ("augment", "flop"), ("augment", False), ("seed", -1), ("seed", 2**32), ("device", "gpu"),
-    ("device", "cuda:x"), ("device", "cpu\n"), ("device", None), ("precision", "fp16"), ("resume", "yes"), ("resume", 1),
-    ("resume", "")], ids=repr)
+    ("dataset", ""), ("dataset", "\0"), ("dataset", "\ud800"), ("output_dir", " "), ("output_dir", 5),
+    ("image_size", 48), ("image_size", "32x32"), ("d_lr", 0), ("d_lr", "-1e-3"), ("g_lr", True), ("beta1", 1),
+    ("beta2", "1.0"), ("ema_decay", -0.1), ("augment", "flop"), ("augment", False), ("seed", -1), ("seed", 2**32), ("device", "gpu"),
+    ("device", "cuda:x"), ("device", "cpu\n"), ("device", None), ("precision", "fp16"), ("resume", "yes"),
+    ("resume", 1), ("resume", "")], ids=repr)
 def test_other_parameters(name, value):
     refused(lambda: helpers.check_parameters({**DEFAULTS, name: value}), f"{name} must be ", "; it is ")
 
@@ -115,18 +115,11 @@ def with_method(content, method):
 
 
 def overlapping():
-    """One entry's data listed 300 times: 300 MB out of 1 MB."""
-    content = archive(*((f"{n:03}.png", b"\0" * 10**6) for n in range(300)), method=zipfile.ZIP_DEFLATED)
-    start = content.index(b"PK\1\2")
-    table = bytearray(content[start:])
-    first = content[:content.index(b"PK\3\4", 4)]
-    position = 0
-    while (position := table.find(b"PK\1\2", position)) >= 0:
-        table[position + 42:position + 46] = struct.pack("<I", 0)
-        position += 4
-    end = table.index(b"PK\5\6")
-    table[end + 16:end + 20] = struct.pack("<I", len(first))
-    return first + bytes(table)
+    """One entry's data listed 300 times: 300 MB out of 400 kB."""
+    content = archive(("000.png", bytes(10**6)), method=zipfile.ZIP_DEFLATED)
+    table, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    tables = b"".join(content[table:end].replace(b"000.png", b"%03d.png" % n) for n in range(300))
+    return content[:table] + tables + struct.pack("<4s4HLLH", b"PK\5\6", 0, 0, 300, 300, len(tables), table, 0)
 
 
 good = [(f"{n}.png", PNG) for n in range(5)]
@@ -167,7 +160,7 @@ BAD_ARCHIVES = {
     "name-too-long": archive(*good, ("a" * 300 + ".png", PNG)),
     "path-too-long": archive(*good, ("a/" * 3000 + "1.png", PNG)),
     "file-and-folder-in-one": archive(("a.png", PNG), ("a.png/b.png", PNG)),
-    "invalid-utf8": flagged(archive(("caf\u00e9\u00e9.png", PNG)), 0).replace("\u00e9\u00e9".encode(), b"\xff\xfe\xff\xfe"),
+    "invalid-utf8": archive(("caf\u00e9.png", PNG)).replace("\u00e9".encode(), b"\xff\xfe"),
 }
 GOOD_ARCHIVES = {  # (content, number of images)
     "mixed-with-system-files": (archive(*good, (".DS_Store", b"x"), ("__MACOSX/._0.png", b"x"), ("Thumbs.db", b"")), 5),
@@ -455,7 +448,8 @@ CHECKPOINTS = {
 @pytest.mark.parametrize("content", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
 def test_checkpoints(content):
     Path("checkpoint.pt").write_bytes(content)
-    refused(lambda: helpers.load_checkpoint("checkpoint.pt", {"D": torch.nn.Linear(1, 1)}, {"seed": 0}), "checkpoint.pt")
+    mine = {"D": torch.nn.Linear(1, 1)}
+    refused(lambda: helpers.load_checkpoint("checkpoint.pt", mine, {"seed": 0}), "checkpoint.pt")
     assert os.listdir() == ["checkpoint.pt"]
 
 
@@ -465,10 +459,9 @@ def test_no_checkpoint():
 
 @pytest.mark.xfail(reason="load_state_dict's own errors come through, and parts before the wrong one are changed",
                    strict=True, raises=(KeyError, RuntimeError))
-@pytest.mark.parametrize("content", [{}, {"D": torch.nn.Linear(1, 1).state_dict()},
-                                     {"D": torch.nn.Linear(1, 1).state_dict(), "G": torch.nn.Linear(2, 2).state_dict()}],
-                         ids=["no-parts", "a-part-missing", "a-part-of-another-shape"])
-def test_checkpoints_with_wrong_parts(content):
+@pytest.mark.parametrize("shapes", [{}, {"D": 1}, {"D": 1, "G": 2}], ids=["no-parts", "part-missing", "other-shape"])
+def test_checkpoints_with_wrong_parts(shapes):
+    content = {name: torch.nn.Linear(n, n).state_dict() for name, n in shapes.items()}
     Path("checkpoint.pt").write_bytes(saved({"parts": content, "parameters": {"seed": 0}}))
     mine = {"D": torch.nn.Linear(1, 1), "G": torch.nn.Linear(1, 1)}
     before = mine["D"].weight.item()
@@ -492,7 +485,7 @@ def test_broken_generators():
         refused(lambda: helpers.load_generator("."), ". holds no generator of this notebook")
 
 
-@pytest.mark.xfail(reason="a generator with more stages than generator.json says is accepted and draws noise", strict=True,
+@pytest.mark.xfail(reason="a generator with more stages than generator.json says is accepted", strict=True,
                    raises=BaseException)
 def test_generator_of_another_size():
     helpers.save_generator(".", NOTEBOOK.Generator(20, 4, 64).eval(), 20, 4, 32)
