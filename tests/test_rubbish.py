@@ -65,9 +65,9 @@ def test_batch_size(value):
 @pytest.mark.parametrize("name, value", [
     ("dataset", ""), ("dataset", "\0"), ("dataset", "\ud800"), ("output_dir", " "), ("output_dir", 5),
     ("image_size", 48), ("image_size", "32x32"), ("d_lr", 0), ("d_lr", "-1e-3"), ("g_lr", True), ("beta1", 1),
-    ("beta2", "1.0"), ("ema_decay", -0.1), ("augment", "flop"), ("augment", False), ("seed", -1), ("seed", 2**32), ("device", "gpu"),
-    ("device", "cuda:x"), ("device", "cpu\n"), ("device", None), ("precision", "fp16"), ("resume", "yes"),
-    ("resume", 1), ("resume", "")], ids=repr)
+    ("beta2", "1.0"), ("ema_decay", -0.1), ("augment", "flop"), ("augment", False), ("seed", -1), ("seed", 2**32),
+    ("device", "gpu"), ("device", "cuda:x"), ("device", "cpu\n"), ("device", None), ("precision", "fp16"),
+    ("resume", "yes"), ("resume", 1), ("resume", "")], ids=repr)
 def test_other_parameters(name, value):
     refused(lambda: helpers.check_parameters({**DEFAULTS, name: value}), f"{name} must be ", "; it is ")
 
@@ -155,7 +155,7 @@ BAD_ARCHIVES = {
     "slip-no-image": archive(*good, ("../.bashrc", b"")),
     "slip-newline": archive(*good, ("../a\nb.jpg", PNG)),
     "link": link(),
-    "bomb": archive(("1.png", bytes(2 * 10**8)), method=zipfile.ZIP_BZIP2),
+    "bomb": archive(("1.png", bytes(12 * 10**7)), method=zipfile.ZIP_BZIP2),
     "overlapping-bomb": overlapping(),
     "name-too-long": archive(*good, ("a" * 300 + ".png", PNG)),
     "path-too-long": archive(*good, ("a/" * 3000 + "1.png", PNG)),
@@ -222,7 +222,7 @@ def png_header(width, height, *more):
 
 
 def text_chunk_bomb():
-    return chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8)))
+    return chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**7)))
 
 
 JUNK = {
