@@ -5,6 +5,7 @@ steps, loop) is in the notebook. Images are uint8 in files and grids, float in [
 """
 import ast
 import contextlib
+import glob
 import hashlib
 import io
 import itertools
@@ -12,13 +13,19 @@ import json
 import math
 import os
 import pickle
+import re
+import secrets
 import shutil
 import signal
 import stat
+import sys
 import threading
+import time
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from http.client import HTTPException
+from pathlib import Path, PurePath
 
 import filelock
 import matplotlib.pyplot as plt
@@ -37,9 +44,16 @@ WHOLE = (int, "a whole number")
 REAL = (float, "a number")
 TEXT = (str, "a text")
 SWITCH = (bool, "true or false")
+
+
+def is_path(text):
+    """Whether the operating system takes text as a path: not blank, no NUL, no lone surrogates."""
+    return text.strip() != "" and b"\0" not in os.fsencode(text)
+
+
 RULES = {  # name: (type, what it must be, the test of it)
-    "dataset": (*TEXT, "a zip file, a folder of images or \"celeba\"", lambda v: v != ""),
-    "output_dir": (*TEXT, "the path of a folder", lambda v: v != ""),
+    "dataset": (*TEXT, "a zip file, a folder of images or \"celeba\"", is_path),
+    "output_dir": (*TEXT, "the path of a folder", is_path),
     "image_size": (*WHOLE, "32, 64 or 128", lambda v: v in (32, 64, 128)),
     "batch_size": (*WHOLE, "2 or more (batch normalisation needs two images)", lambda v: v >= 2),
     "n_epochs": (*WHOLE, "1 or more", lambda v: v >= 1),
@@ -54,28 +68,55 @@ RULES = {  # name: (type, what it must be, the test of it)
     "ema_decay": (*REAL, "from 0 (no averaging) to less than 1", lambda v: 0 <= v < 1),
     "augment": (*TEXT, "\"flip\" or \"\"", lambda v: v in ("", "flip")),
     "seed": (*WHOLE, "from 0 to 4294967295", lambda v: 0 <= v < 2**32),
-    "device": (*TEXT, "auto, cuda, mps, xpu or cpu", lambda v: v.split(":")[0] in ("auto", "cuda", "mps", "xpu", "cpu")),
+    "device": (*TEXT, "auto, cuda, mps, xpu or cpu", lambda v: re.fullmatch("(auto|cuda|mps|xpu|cpu)(:[0-9]+)?", v)),
     "precision": (*TEXT, "auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
     "resume": (*SWITCH, "true or false", lambda v: True),
 }
 
 
+def shown(value):
+    """value as one line of at most 80 characters, for messages."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # such as an integer of 5,000 digits
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def reason(error):
+    """What error says as one line without a full stop, to be put into a sentence."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def convert(value, kind):
     """value as kind (bool, int, float or str); text such as "false" or "1e-3" counts as what it says.
 
-    Raises ValueError where value does not say one thing of that kind."""
-    if isinstance(value, kind) and not (kind is not bool and isinstance(value, bool)):
-        if kind is float and not math.isfinite(value):
-            raise ValueError(value)
-        return value
-    if kind is str or isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(value)
-    if kind is bool:
-        return {"true": True, "false": False}[str(value).strip().lower()]
-    number = float(value)
-    if not math.isfinite(number) or (kind is int and not number.is_integer()):
-        raise ValueError(value)
-    return kind(number) if kind is float or isinstance(value, float) else int(number)
+    Raises ValueError where value does not say one thing of that kind, or a number that no computer word holds."""
+    number = kind in (int, float)
+    if kind is str and isinstance(value, (PurePath, torch.device)):
+        value = str(value)
+    elif kind is bool and isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower())
+    elif number and isinstance(value, str):
+        text = value.strip()
+        value = int(text) if text.lstrip("+-").isdigit() else float(text)  # a float would round a long integer
+    good = isinstance(value, (int, float) if number else kind) and isinstance(value, bool) == (kind is bool)
+    if good and number:
+        good = abs(value) < 2**63 and (kind is float or value == int(value))  # NaN and infinity are not below it
+    if not good:
+        raise ValueError(f"{shown(value)} is no {kind.__name__}")
+    return kind(value)
+
+
+def injected_names(cells):
+    """The names that the last of cells (list of str) with papermill's mark, "# Parameters", gives values to."""
+    injected = next((cell for cell in reversed(cells) if cell.startswith("# Parameters")), "")
+    try:
+        body = ast.parse(injected).body
+    except SyntaxError:  # a reader's own cell, with a %magic
+        return []
+    return [target.id for node in body if isinstance(node, ast.Assign) for target in node.targets
+            if isinstance(target, ast.Name)]
 
 
 def check_parameters(namespace):
@@ -83,20 +124,18 @@ def check_parameters(namespace):
 
     papermill injects whatever it is given ("false" and 1e-3 arrive as text, unknown names only cause a warning), so
     the names are compared with RULES here as well. Raises ValueError with one sentence a wrong parameter."""
-    injected = next((cell for cell in reversed(namespace.get("In", [])) if cell.startswith("# Parameters")), "")
-    names = [target.id for node in ast.parse(injected).body for target in getattr(node, "targets", [])]
     faults = [f"{name} is no parameter of this notebook; there are {', '.join(RULES)}."
-              for name in names if name not in RULES]
+              for name in injected_names(namespace.get("In", [])) if name not in RULES]
     checked = {}
     for name, (kind, noun, limits, allowed) in RULES.items():
         try:
-            checked[name] = convert(namespace[name], kind)
+            checked[name] = convert(namespace.get(name), kind)
             good = allowed(checked[name])
-        except (ValueError, KeyError, OverflowError):
+        except ValueError:
             good = False
         if not good:
             wanted = limits if kind in (str, bool) else f"{noun}, {limits}"
-            faults.append(f"{name} must be {wanted}; it is {namespace.get(name)!r}.")
+            faults.append(f"{name} must be {wanted}; it is {shown(namespace.get(name))}.")
     if faults:
         raise ValueError(" ".join(faults))
     return checked
@@ -158,24 +197,43 @@ def device_name(device):
 
 # --- Files: whole or not at all ---------------------------------------------------------------------------------------
 
+def remove_partials(path):
+    """Remove what killed runs left of writing path; an hour without change tells it from a file still being written."""
+    for partial in Path(path).parent.glob(f"{glob.escape(Path(path).name)}.*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > 3600:
+                partial.unlink()
+
+
 @contextlib.contextmanager
 def whole_file(path):
     """A binary file to write; it appears at path complete and on disk, or not at all.
 
     Raises OSError with one sentence where it cannot be written; what was at path before is then untouched."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # a name of its own for each writer
     try:
-        with open(partial, "wb") as file:
+        remove_partials(path)
+        with open(partial, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        fault = error if isinstance(error, OSError) else error.__context__  # torch.save covers an OSError with its own
+        if not isinstance(fault, OSError):
+            raise
+        raise OSError(f"{path} cannot be written ({fault.strerror or fault}); what was there before is as it was. "
+                      "Free some space or choose another output_dir.") from error
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise OSError(f"{path} cannot be written ({error.strerror or error}); what was there before is as it was. "
-                      "Free some space or choose another output_dir.") from error
+    with contextlib.suppress(OSError):  # the move is on disk once the folder is; Windows cannot sync folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def save_json(path, content):
@@ -194,9 +252,8 @@ class ArraysOnly(pickle.Unpickler):
     """Unpickles NumPy arrays in lists and tuples and nothing that could run code."""
 
     def find_class(self, module, name):
-        if (module, name) in {(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")} | {
-                ("numpy", "ndarray"), ("numpy", "dtype")} | {
-                (f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")} | {("_codecs", "encode")}:
+        if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+                              ("numpy", "ndarray"), ("numpy", "dtype")}:
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         raise pickle.UnpicklingError(f"it holds {module}.{name}")
 
@@ -206,13 +263,14 @@ def load_samples(path):
     try:
         with open(path, "rb") as file:
             samples = ArraysOnly(file).load()
-        if not isinstance(samples, list) or not all(isinstance(s, np.ndarray) for s in samples):
-            raise pickle.UnpicklingError("it holds no list of arrays")
+        arrays = isinstance(samples, list) and all(isinstance(s, np.ndarray) for s in samples)
+        if not arrays or any(s.dtype != np.uint8 for s in samples):
+            raise pickle.UnpicklingError("it holds no list of uint8 arrays")
         return samples
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
     except Exception as error:  # a pickle cut short or made up can raise anything
-        raise ValueError(f"{path} is no file of samples: {error}.") from error
+        raise ValueError(f"{path} is no file of samples: {reason(error)}.") from error
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------
@@ -222,13 +280,18 @@ CELEBA_URL = ("https://s3.amazonaws.com/video.udacity-data.com/topher/2018/Novem
 CELEBA_SHA256 = "2cd4fbba4b618faeb4be18c69da3a68ff6a163057d12ff321cb044fc51f416d3"
 ORIENTATION = 0x0112  # the EXIF entry that says how the camera was held
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # what Pillow may take a file for, whatever it is called
+
+
+def is_hidden(part):
+    """Whether part, one step of a path, is a name that systems give to files of their own."""
+    return part == "__MACOSX" or part.startswith(".") and part not in (".", "..")
 
 
 def is_image_name(name):
     """Whether name looks like an image file that a person put there (no __MACOSX, no hidden file)."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    hidden = any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(name).suffix.lower() in SUFFIXES
+    parts = name.replace("\\", "/").split("/")
+    return os.path.splitext(parts[-1])[1].lower() in SUFFIXES and not any(map(is_hidden, parts))
 
 
 def prepare_data(dataset, folder="data", url=CELEBA_URL, sha256=CELEBA_SHA256):
@@ -237,130 +300,230 @@ def prepare_data(dataset, folder="data", url=CELEBA_URL, sha256=CELEBA_SHA256):
     Raises FileNotFoundError, ValueError or OSError with one sentence where there is none."""
     if dataset == "celeba":
         dataset = download(url, Path(folder) / "processed-celeba-small.zip", sha256)
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        return path
-    if not path.exists():
+    path = os.path.expanduser(dataset)
+    if os.path.isdir(path):
+        return Path(path)
+    if not os.path.exists(path):
         raise FileNotFoundError(f"dataset {str(dataset)!r} does not exist (looked in {Path.cwd()}); "
                                 "give a zip file, a folder of images or \"celeba\".")
     return unzip(path, folder)
 
 
 def download(url, path, sha256):
-    """path, holding the file at url with that sha256: downloaded unless it is there, checked before it is moved there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-        except (OSError, RuntimeError) as error:
-            raise OSError(f"{url} could not be downloaded ({error}); try again, or give the path of a zip as dataset."
-                          ) from error
+    """path, holding the file at url with that sha256: downloaded unless it is there, and checked in both cases.
+
+    Raises OSError with one sentence where url does not give that file, ValueError where path holds another one."""
+    path = Path(path)
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_partials(path)
+            print(f"Downloading {url}")
+            torch.hub.download_url_to_file(url, str(path), sha256, progress=sys.stderr.isatty())
+            return path
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+        raise OSError(f"{url} could not be downloaded ({reason(error)}); try again, or give the path of a zip as "
+                      "dataset.") from error
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    if found.hexdigest() != sha256:
+        raise ValueError(f"{path} is not the file at {url} (its SHA-256 is {found.hexdigest()}); move it away, and it "
+                         "is downloaded again.")
     return path
 
 
-def image_members(archive):
-    """The entries of an open ZipFile that are images.
+def image_members(archive, size):
+    """The entries of an open ZipFile of size bytes that are images; of several with one name, the last.
 
     Raises ValueError for entries that leave the folder, links, encryption, and contents far larger than the file."""
-    members, names = [], set()
+    members, lower = {}, set()
     for info in archive.infolist():
-        parts = PurePosixPath(info.filename.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0:1]:
-            raise ValueError(f"its entry {info.filename!r} leaves the folder")
-        if info.is_dir() or not is_image_name(info.filename) or info.filename in names:
+        name = info.filename.replace("\\", "/")
+        if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name):
+            raise ValueError(f"its entry {shown(info.filename)} leaves the folder")
+        if info.is_dir() or not is_image_name(name):
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise ValueError(f"its entry {info.filename!r} is a link")
+            raise ValueError(f"its entry {shown(info.filename)} is a link")
         if info.flag_bits & 1:
             raise ValueError("it is encrypted")
-        names.add(info.filename)
-        members.append(info)
+        members[info.filename] = info
     if not members:
         raise ValueError(f"it holds no image ({', '.join(sorted(SUFFIXES))})")
-    unpacked, packed = sum(i.file_size for i in members), sum(i.compress_size for i in members)
-    if unpacked > 100 * packed + 10**8:
-        raise ValueError(f"it would unpack to {unpacked / packed:.0f} times its size")
-    return members
+    for number, info in enumerate(members.values()):
+        if info.filename.lower() in lower:  # one file for two names on Windows and macOS
+            stem, suffix = os.path.splitext(info.filename)
+            info.filename = f"{stem}~{number}{suffix}"
+        lower.add(info.filename.lower())
+    unpacked = sum(info.file_size for info in members.values())
+    if unpacked > 100 * size + 10**8:
+        raise ValueError(f"it would unpack to {unpacked / size:.0f} times its size")
+    return list(members.values())
 
 
 def unzip(path, folder="data"):
     """Unpack the images of the zip at path into a folder of its own under folder, once; return that folder.
 
     The folder's name carries a digest of the zip's table of contents, so another zip of the same name gets another one.
-    It appears whole or not at all: unpacked beside it under a lock, then moved. Raises ValueError with one sentence
-    where the zip is corrupt, unsafe or without images."""
+    It appears whole or not at all: unpacked beside it under a lock, then moved. Raises FileNotFoundError, ValueError
+    or OSError with one sentence where the zip is no file, is corrupt, unsafe or without images, or does not fit."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is neither a zip file nor a folder of images.")
     try:
         with zipfile.ZipFile(path) as archive:
-            members = image_members(archive)
+            members = image_members(archive, os.path.getsize(path))
             contents = repr([(i.filename, i.CRC, i.file_size) for i in members])
-            target = Path(folder) / f"{Path(path).stem}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
+            target = Path(folder) / f"{Path(path).stem[:60]}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
             partial = target.with_name(f".{target.name}.partial")
+            if target.is_dir():
+                return target
             Path(folder).mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(f"{partial}.lock"):
-                if not target.exists():
+                try:
+                    if not target.is_dir():
+                        shutil.rmtree(partial, ignore_errors=True)
+                        archive.extractall(partial, members)
+                        partial.rename(target)
+                finally:
                     shutil.rmtree(partial, ignore_errors=True)
-                    archive.extractall(partial, members)
-                    partial.rename(target)
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.zlib.error) as error:
-        raise ValueError(f"{path} cannot be used as a dataset: {error}.") from error
     except OSError as error:
         raise OSError(f"{path} cannot be unpacked into {folder} ({error.strerror or error}).") from error
+    except Exception as error:  # a damaged zip can raise anything
+        raise ValueError(f"{path} cannot be used as a dataset: {reason(error)}.") from error
     return target
 
 
 def decode(path, size):
     """The image at path as uint8 (size, size, 3), cropped to its middle square; None where it is no image.
 
-    Shrinking averages over areas, so that 64x64 becomes 32x32 by the mean of each 2x2 block."""
+    Shrinking averages over areas, so that 64x64 becomes 32x32 by the mean of each 2x2 block. What is transparent
+    becomes white. Of several frames the first is taken."""
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # lets a large JPEG be decoded at a fraction of its size
-            if image.getexif().get(ORIENTATION, 1) != 1:
+        with Image.open(path, formats=FORMATS) as image:
+            if min(image.size) >= 4 * size:
+                image.draft("RGB", (2 * size, 2 * size))  # lets a large JPEG be decoded at a fraction of its size
+            plain = image.format == "JPEG" and not image.info.keys() & {"exif", "xmp"}  # nothing says how it was held
+            if not plain and image.getexif().get(ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip to white
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-            shrinks = min(image.size) >= 2 * size
-            method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), method))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):  # what Pillow raises for junk
+            if image.has_transparency_data:
+                cut_out = image.convert("RGBA")
+                image = Image.new("RGB", image.size, "white")
+                image.paste(cut_out, mask=cut_out)
+            elif image.mode != "RGB":
+                image = image.convert("RGB")
+            side = min(image.size)
+            left, top = ((length - side) / 2 for length in image.size)
+            method = Image.Resampling.BOX if side >= 2 * size else Image.Resampling.BICUBIC
+            return np.asarray(image.resize((size, size), method, (left, top, left + side, top + side)))
+    except Exception:  # Pillow raises nearly anything for junk
         return None
 
 
-def load_images(data_dir, image_size, limit=None):
-    """Every image below data_dir, or the first limit: uint8 tensor (count, 3, image_size, image_size), in order of name.
+def decode_all(folder, names, size, count):
+    """The first count images among the files called names in folder: uint8 array (count or fewer, 3, size, size).
 
-    Files that are no image are left out and counted in a printed line. Raises FileNotFoundError where the folder does
-    not exist and ValueError where no image is in it."""
-    folder = Path(data_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"The data folder {str(data_dir)!r} does not exist (looked in {Path.cwd()}).")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and is_image_name(p.relative_to(folder).as_posix()))
-    files = files[:limit]
-    images, junk = np.empty((len(files), image_size, image_size, 3), np.uint8), []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    Second, the indices of the names before that are no image."""
+    images, junk = np.empty((min(count, len(names)), 3, size, size), np.uint8), []
+    step = max(1, min(64, count))
+    parts = [names[start:start + step] for start in range(0, len(names), step)]  # one file is too little for a thread
+    with ThreadPoolExecutor(min(8, os.cpu_count())) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        decoded = pool.map(lambda part: [decode(os.path.join(folder, name), size) for name in part], parts)
         kept = 0
-        for file, image in zip(files, pool.map(decode, files, [image_size] * len(files))):
+        for index, image in enumerate(itertools.chain.from_iterable(decoded)):
+            if kept == len(images):
+                break
             if image is None:
-                junk.append(file.name)
+                junk.append(index)
             else:
-                images[kept] = image
+                images[kept] = image.transpose(2, 0, 1)
                 kept += 1
+    return images[:kept], junk
+
+
+def image_files(folder):
+    """(name relative to folder, bytes, time of the last change) of every file below folder named as an image, sorted.
+
+    Links to folders are not followed, and folders that may not be read are passed over."""
+    found, below = [], [""]
+    for part in below:
+        with contextlib.suppress(PermissionError), os.scandir(os.path.join(folder, part)) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if not is_hidden(entry.name):
+                        below.append(f"{part}{entry.name}/")
+                elif is_image_name(entry.name) and entry.is_file():
+                    found.append((part + entry.name, entry.stat().st_size, entry.stat().st_mtime_ns))
+    return sorted(found)
+
+
+DECODER = 1  # to be raised with every change of what decode gives, so that no image comes from an older one's cache
+WORTH_KEEPING = 1.0  # seconds of decoding from which on the images are kept for the next time
+CACHE_LIMIT = 2**31  # bytes that one file of them may have
+
+
+def decode_once(folder, files, size):
+    """decode_all of all files, (name, bytes, time) as image_files gives them, from data/cache-*.npy where it has them.
+
+    A cache that cannot be read or written is done without: it only saves time. The three newest are kept."""
+    key = repr((DECODER, size, os.path.realpath(folder), files)).encode("utf-8", "backslashreplace")
+    cache = Path("data") / f"cache-{hashlib.sha256(key).hexdigest()[:16]}.npy"
+    try:
+        with open(cache, "rb") as file:
+            images, junk = np.load(file, allow_pickle=False), np.load(file, allow_pickle=False).tolist()
+        right = (images.dtype, images.shape) == (np.uint8, (len(files) - len(junk), 3, size, size))
+        if right and all(0 <= index < len(files) for index in junk):
+            return images, junk
+    except Exception:  # there is none, or it is damaged
+        pass
+    start = time.perf_counter()
+    images, junk = decode_all(folder, [name for name, *_ in files], size, len(files))
+    if time.perf_counter() - start > WORTH_KEEPING and images.nbytes <= CACHE_LIMIT:
+        with contextlib.suppress(OSError):
+            cache.parent.mkdir(exist_ok=True)
+            for older in sorted(cache.parent.glob("cache-*.npy"), key=os.path.getmtime)[:-2]:
+                older.unlink()
+            with whole_file(cache) as file:
+                np.save(file, images)
+                np.save(file, np.array(junk, np.int64))
+    return images, junk
+
+
+def load_images(data_dir, image_size, limit=None):
+    """Every image below data_dir, or the first limit, in order of name: uint8 (count, 3, image_size, image_size).
+
+    Files that are no image, or one of more than 89 million pixels, are left out and counted in a printed line. Raises
+    FileNotFoundError where the folder does not exist and ValueError where no image is in it."""
+    if not os.path.isdir(data_dir):
+        raise FileNotFoundError(f"The data folder {str(data_dir)!r} does not exist (looked in {Path.cwd()}).")
+    files = image_files(data_dir)
+    names = [name for name, *_ in files]
+    if limit is None:
+        images, junk = decode_once(data_dir, files, image_size)
+    else:
+        images, junk = decode_all(data_dir, names, image_size, limit)
     if junk:
-        print(f"Left out {len(junk)} of {len(files)} files that are no image: {', '.join(junk[:3])}"
+        first = ", ".join(repr(os.path.basename(names[i]))[1:-1] for i in junk[:3])  # repr: a name can hold anything
+        print(f"Left out {len(junk)} of {len(images) + len(junk)} files that are no image: {first}"
               f"{', ...' if len(junk) > 3 else ''}")
-    if not kept:
+    if not len(images):
         raise ValueError(f"The data folder {str(data_dir)!r} holds no image ({', '.join(sorted(SUFFIXES))}).")
-    return torch.from_numpy(images[:kept]).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(images)
 
 
 def as_pictures(loader, count):
     """The first count images of a loader over one tensor, in order of name: uint8 array (count, height, width, 3)."""
-    images = loader.collate_fn(list(range(min(count, len(loader.dataset)))))
-    return to_uint8(2 * images - 1)
+    indices = torch.arange(min(count, len(loader.dataset)))
+    return np.concatenate([to_uint8(2 * loader.collate_fn(part.tolist()) - 1) for part in indices.split(1024)])
 
 
 def zip_faces(run, path, count=6500, truncation=0.9, seed=0, quality=92):
-    """Sample count faces from the generator kept in the folder run into a zip of JPEGs, laid out as the course's file."""
+    """Sample count faces from the generator kept in the folder run into a zip of JPEGs laid out as the course's."""
     faces = load_generator(run)(count, seed, truncation)
     with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for number, face in enumerate(faces):
