@@ -5,6 +5,7 @@ steps, loop) is in the notebook. Images are uint8 in files and grids, float in [
 """
 import ast
 import contextlib
+import copy
 import glob
 import hashlib
 import io
@@ -23,6 +24,7 @@ import threading
 import time
 import warnings
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path, PurePath
@@ -55,7 +57,7 @@ RULES = {  # name: (type, what it must be, the test of it)
     "dataset": (*TEXT, "a zip file, a folder of images or \"celeba\"", is_path),
     "output_dir": (*TEXT, "the path of a folder", is_path),
     "image_size": (*WHOLE, "32, 64 or 128", lambda v: v in (32, 64, 128)),
-    "batch_size": (*WHOLE, "2 or more (batch normalisation needs two images)", lambda v: v >= 2),
+    "batch_size": (*WHOLE, "4 or more", lambda v: v >= 4),  # the statistics of fewer mean nothing
     "n_epochs": (*WHOLE, "1 or more", lambda v: v >= 1),
     "print_every": (*WHOLE, "1 or more", lambda v: v >= 1),
     "z_size": (*WHOLE, "1 or more", lambda v: v >= 1),
@@ -548,7 +550,7 @@ def grid(images, columns=8):
 
 
 def show_faces(images, columns=8, title=None, path=None):
-    """Draw uint8 images (count, height, width, 3) as one figure of a fixed size for its number of rows; keep it at path."""
+    """Draw uint8 images (count, height, width, 3) as one figure, sized by its number of rows; keep it at path."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(figsize=(columns, rows + 0.3 * (title is not None)), layout="constrained")
     axes.imshow(grid(images, columns), interpolation="nearest")
@@ -592,21 +594,27 @@ def save_animation(frames, path, milliseconds=400):
 
 # --- Training runs ----------------------------------------------------------------------------------------------------
 
+LOCKS = []  # of the runs of this process: a lock ends with the last reference to it
+
+
 def start_run(output_dir, resume):
     """The folder output_dir as a Path, made and locked for this process until it ends.
 
     A run that is already there is moved aside (to output_dir-1, -2, ...), unless resume goes on with it. Raises
     ValueError where another process runs in it and OSError where it cannot be made."""
-    run = Path(output_dir).expanduser()
+    run = Path(os.path.expanduser(output_dir))
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
-        filelock.FileLock(run.with_name(f".{run.name}.lock"), is_singleton=True, timeout=0).acquire()
+        lock = filelock.FileLock(run.with_name(f".{run.name}.lock"), is_singleton=True, timeout=0)
+        lock.acquire()
+        LOCKS.append(lock)
         if not resume and (run / "checkpoint.pt").exists():
             aside = next(p for n in itertools.count(1) if not (p := run.with_name(f"{run.name}-{n}")).exists())
             run.rename(aside)
             print(f"The run that was in {run} is now in {aside}.")
         run.mkdir(exist_ok=True)
-        (run / "metrics.json").unlink(missing_ok=True)
+        for old in (run / "metrics.json", *run.glob("*.partial")):  # partial: of a run that was killed
+            old.unlink(missing_ok=True)
     except filelock.Timeout as error:
         raise ValueError(f"Another run is writing to {run}; wait for its end or choose another output_dir.") from error
     except OSError as error:
@@ -676,7 +684,13 @@ def set_random_state(state, device):
         torch.get_device_module(device).set_rng_state(state[device.type])
 
 
-MAY_CHANGE = {"output_dir", "n_epochs", "print_every", "device", "resume", "dataset"}  # on going on from a checkpoint
+# On going on from a checkpoint. dataset may be another path to the same faces, which fingerprint tells.
+MAY_CHANGE = {"output_dir", "n_epochs", "print_every", "device", "precision", "resume", "dataset"}
+
+
+def fingerprint(loader):
+    """A text that tells one set of training faces from another: their number, and a checksum of the first 1,000."""
+    return f"{len(loader.dataset)} faces with checksum {zlib.crc32(as_pictures(loader, 1000).tobytes()):08x}"
 
 
 def save_checkpoint(path, parts, parameters, **more):
@@ -692,7 +706,7 @@ def load_checkpoint(path, parts, parameters, **same):
     Raises ValueError with one sentence, before anything is changed, where the file is missing, is no checkpoint, or was
     made with other parameters or other values of same (n_epochs and such may change: that only goes on for longer)."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
         kept = {**state["parameters"], **{name: state[name] for name in same}}
         wanted = {**parameters, **same}
     except FileNotFoundError:
@@ -705,6 +719,12 @@ def load_checkpoint(path, parts, parameters, **same):
     if other:
         raise ValueError(f"{path} was made with other settings: {'; '.join(other)}. Set them back, or set resume to "
                          "false and choose another output_dir.")
+    try:
+        for name, part in parts.items():
+            copy.deepcopy(part).load_state_dict(state["parts"][name])  # a trial: none may change unless all can
+    except Exception as error:
+        raise ValueError(f"{path} does not hold the state of these networks and optimizers; move it away and set "
+                         "resume to false.") from error
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
     return state
@@ -731,7 +751,8 @@ def load_generator(folder, device="cpu"):
         with safe_open(folder / "generator.safetensors", "pt") as file:
             w = {name: file.get_tensor(name).float().to(device) for name in file.keys()}
         z_size, stages = int(about["z_size"]), int(math.log2(int(about["image_size"]))) - 1
-        if w["FC.weight"].shape[1] != z_size or f"t_conv{stages}.0.weight" not in w:
+        last = [f"t_conv{stage}.0.weight" in w for stage in (stages, stages + 1)]
+        if w["FC.weight"].shape[1] != z_size or last != [True, False]:
             raise ValueError("its files do not belong together")
     except Exception as error:
         raise ValueError(f"{folder} holds no generator of this notebook ({type(error).__name__}: {error}).") from error
@@ -804,6 +825,11 @@ def nearest(queries, images):
     """For each uint8 query (n, height, width, 3) the index of the nearest image and its distance.
 
     Distance: root mean square difference of pixel values in [0, 1]."""
-    q, x = (torch.from_numpy(i.reshape(len(i), -1)).float() / 255 for i in (queries, images))
-    distances, indices = torch.cdist(q, x).min(dim=1)
-    return indices.numpy(), distances.numpy() / math.sqrt(q.shape[1])
+    q = torch.from_numpy(queries.reshape(len(queries), -1)).float() / 255
+    best, indices = torch.full((len(q),), math.inf), torch.zeros(len(q), dtype=torch.long)
+    for start in range(0, len(images), 4096):  # as floats all of them would take four times the memory
+        x = torch.from_numpy(images[start:start + 4096].reshape(-1, q.shape[1])).float() / 255
+        distances, found = torch.cdist(q, x).min(dim=1)
+        indices = torch.where(distances < best, start + found, indices)
+        best = torch.minimum(best, distances)
+    return indices.numpy(), best.numpy() / math.sqrt(q.shape[1])

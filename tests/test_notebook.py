@@ -118,8 +118,9 @@ def test_run_resumed_equals_run_uninterrupted(project):
     for network in ("D", "G", "G_average"):
         for name, value in whole["parts"][network].items():
             assert torch.equal(parts["parts"][network][name], value), (network, name)
-    for a, b in zip(*(helpers.load_samples(project / "runs" / name / "train_samples.pkl") for name in ("parts", "whole"))):
-        assert np.array_equal(a, b)
+    resumed, uninterrupted = (helpers.load_samples(project / "runs" / name / "train_samples.pkl")
+                              for name in ("parts", "whole"))
+    assert len(resumed) == 2 and all(np.array_equal(a, b) for a, b in zip(resumed, uninterrupted, strict=True))
 
 
 def test_run_on_odd_images_at_64(project):
@@ -139,10 +140,10 @@ def test_run_on_odd_images_at_64(project):
 
 
 @pytest.mark.parametrize("parameters, sentences", [
-    ({"batch_size": "many", "resume": "perhaps", "image_size": 48, "d_lr": -1, "learning_rate": 0.1, "precision": "fp8"},
-     ["batch_size must be a whole number, 2 or more", "resume must be true or false; it is 'perhaps'",
+    ({"batch_size": "many", "resume": "perhaps", "image_size": 48, "d_lr": -1, "precision": "fp8", "d_rate": 0.1},
+     ["batch_size must be a whole number, 4 or more", "resume must be true or false; it is 'perhaps'",
       "image_size must be a whole number, 32, 64 or 128; it is 48", "d_lr must be a number, more than 0; it is -1",
-      "learning_rate is no parameter of this notebook", "precision must be auto, fp32 or bf16; it is 'fp8'"]),
+      "d_rate is no parameter of this notebook", "precision must be auto, fp32 or bf16; it is 'fp8'"]),
     ({"dataset": "nowhere"}, ["dataset 'nowhere' does not exist"]),
     ({"dataset": "broken.zip"}, ["broken.zip cannot be used as a dataset"]),
     ({"batch_size": 64}, ["faces holds 40 images, fewer than one batch of 64"]),
