@@ -161,8 +161,11 @@ def test_choose_device(monkeypatch):
 def test_choose_precision(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert helpers.choose_precision("bf16", cpu) == ("bf16", "as asked")
-    for can, expected in (({"amx_bf16": True}, "bf16"), ({"avx2": True}, "fp32")):
+    assert helpers.speed_up(cpu) > 0
+    for can, gain, expected in (({"amx_bf16": True}, 2.0, "bf16"), ({"avx512_bf16": True}, 0.6, "fp32"),
+                                ({"avx2": True}, 2.0, "fp32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can, raising=False)
+        monkeypatch.setattr(helpers, "speed_up", lambda device: gain)
         assert helpers.choose_precision("auto", cpu)[0] == expected
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: "amx_bf16" in can)
         assert helpers.choose_precision("auto", cuda)[0] == expected

@@ -69,7 +69,7 @@ def test_more_epochs_is_a_resume_and_other_parameters_are_not(faces, tmp_path):
     longer = set_up(faces, tmp_path, resume=True)
     longer.train(longer.D, longer.G, 2)
     assert len(longer.records) == 10 and longer.records[:5] == first.records
-    with pytest.raises(ValueError, match="made with other settings: d_lr was 0.001 and is 0.01"):
+    with pytest.raises(ValueError, match="made with other settings: d_lr was 0.0002 and is 0.01"):
         set_up(faces, tmp_path, resume=True, d_lr=0.01)
 
 
