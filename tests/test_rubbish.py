@@ -434,7 +434,7 @@ CHECKPOINTS = {
     "text": b"hello",
     "truncated": saved({"parts": {}, "parameters": {"seed": 0}})[:-200],
     "hostile": saved({"parts": {}, "parameters": {"seed": 0}, "x": Calls(os.system, "touch hacked")}),
-    "hostile-pickle": pickle.dumps(Calls(os.system, "touch hacked")),
+    "hostile-pickle": pickle.dumps(Calls(os.system, "touch hacked"), protocol=2),
     "tensor": saved(torch.zeros(3)),
     "list": saved([1, 2]),
     "foreign": saved({"state_dict": {}, "epoch": 3}),
