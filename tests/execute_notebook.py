@@ -23,9 +23,6 @@ def main():
         cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
-            for output in cell.outputs:
-                if "metadata" in output:
-                    output.metadata = {}
     nbformat.write(done, NOTEBOOK)
     for name in ("processed_face_data.png", "training_loss.png", "generated_faces.png"):
         shutil.copyfile(ROOT / "runs" / "latest" / name, ROOT / "assets" / name)
