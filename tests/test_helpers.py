@@ -2,6 +2,7 @@
 import errno
 import hashlib
 import http.server
+import functools
 import io
 import json
 import math
@@ -657,8 +658,9 @@ def test_epoch_line():
     assert "D has won" in helpers.epoch_line(2, 12, [[9, 0.001, 1, 1]], 64, 2.0)
 
 
-def test_interruptible():
-    usual = signal.getsignal(signal.SIGINT)
+def test_interruptible(request):
+    usual = signal.default_int_handler  # set here, because a background shell starts programs with interrupts ignored
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, usual)))
     with pytest.raises(KeyboardInterrupt), helpers.interruptible() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
