@@ -1,8 +1,8 @@
 """helpers.py, function by function, with real processes, servers and files where the promise is about them."""
 import errno
+import functools
 import hashlib
 import http.server
-import functools
 import io
 import json
 import math
