@@ -760,8 +760,8 @@ def save_generator(folder, G, z_size, conv_dim, image_size, **more):
 def load_generator(folder, device="cpu"):
     """A function sample(count, seed=0, truncation=1.0) of the generator kept in folder.
 
-    It gives uint8 faces (count, height, width, 3); truncation below 1 draws z from a smaller cube around the middle:
-    fewer odd faces, less variety. The layers are the notebook's Generator in eval mode, written as plain functions.
+    It gives uint8 faces (count, height, width, 3); truncation is a factor on z, and below 1 the faces move towards their
+    mean. The layers are the notebook's Generator in eval mode, written as plain functions.
     Raises ValueError with one sentence where the folder holds no such generator."""
     folder = Path(folder)
     try:
