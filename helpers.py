@@ -22,6 +22,7 @@ import stat
 import sys
 import threading
 import time
+import types
 import warnings
 import zipfile
 import zlib
@@ -193,6 +194,46 @@ def choose_precision(name, device):
         gain = speed_up(device)
         return ("bf16" if gain > 1.1 else "fp32"), f"the processor's {native} is {gain:.1f} times as fast as fp32"
     return "fp32", f"bf16 on {device.type} is untried"
+
+
+SHIFTS = [(1 - 2 * j, 2 * j - 1, 1 - 2 * i, 2 * i - 1) for i in (0, 1) for j in (0, 1)]  # left, right, top, bottom
+
+
+def small_conv(x, weight):
+    """F.conv2d(x, weight, stride=2, padding=1) for x (batch, in, 4, 4) and weight (out, in, 4, 4): (batch, out, 2, 2).
+
+    A kernel as large as the picture sees all of it in each of its four places, moved by one pixel to either side."""
+    x = x.permute(0, 2, 3, 1)
+    seen = torch.stack([F.pad(x, (0, 0, *shift)) for shift in SHIFTS], dim=1)          # (batch, 4, 4, 4, in)
+    out = F.linear(seen.flatten(2), weight.permute(0, 2, 3, 1).flatten(1))             # (batch, 4, out)
+    return out.unflatten(1, (2, 2)).permute(0, 3, 1, 2)
+
+
+def small_deconv(x, weight):
+    """F.conv_transpose2d(x, weight, stride=2, padding=1) for x (batch, in, 2, 2) and weight (in, out, 4, 4): the other
+    way round, (batch, out, 4, 4) is the sum of four pictures, each moved by one pixel to either side."""
+    painted = x.permute(0, 2, 3, 1).flatten(1, 2) @ weight.permute(0, 2, 3, 1).flatten(1)
+    painted = painted.unflatten(2, (4, 4, -1))                                         # (batch, 4, 4, 4, out)
+    return sum(F.pad(painted[:, n], (0, 0, *(-s for s in SHIFTS[n]))) for n in range(4)).permute(0, 3, 1, 2)
+
+
+def small_as_products(network):
+    """Let the convolutions of network between 4x4 and 2x2 pixels compute as matrix products; returns network.
+
+    The result is the same up to rounding. A processor's convolution fetches the weights anew for every few pixels;
+    where weights are many and pixels few, that takes longer than the arithmetic. One product for a batch fetches them
+    once."""
+    def forward(self, x):
+        if isinstance(self, torch.nn.Conv2d):
+            return small_conv(x, self.weight) if x.shape[2:] == (4, 4) else type(self).forward(self, x)
+        return small_deconv(x, self.weight) if x.shape[2:] == (2, 2) else type(self).forward(self, x)
+
+    for layer in network.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)) and layer.bias is None and (
+                layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups) == (
+                (4, 4), (2, 2), (1, 1), (1, 1), 1):
+            layer.forward = types.MethodType(forward, layer)
+    return network
 
 
 def versions():
@@ -443,26 +484,31 @@ def decode(path, size):
         return None
 
 
-def decode_all(folder, names, size, count):
-    """The first count images among the files called names in folder: uint8 array (count or fewer, 3, size, size).
+SMALL = 2**16  # bytes: below, opening a file is the most of the work, and threads would only wait for each other
 
-    Second, the indices of the names before that are no image."""
+
+def decode_all(folder, files, size, count):
+    """The first count images among files, (name, bytes, time) as image_files gives them: uint8 (count, 3, size, size).
+
+    Second, the indices of the files before them that are no image."""
+    names = [name for name, *_ in files]
     images, junk = np.empty((min(count, len(names)), 3, size, size), np.uint8), []
-    step = max(1, min(64, count))
-    parts = [names[start:start + step] for start in range(0, len(names), step)]  # one file is too little for a thread
+    kept = index = 0
     with ThreadPoolExecutor(min(8, os.cpu_count())) as pool, warnings.catch_warnings():
+        at_once = pool.map if any(length >= SMALL for _, length, _ in files) else map
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        decoded = pool.map(lambda part: [decode(os.path.join(folder, name), size) for name in part], parts)
-        kept = 0
-        for index, image in enumerate(itertools.chain.from_iterable(decoded)):
-            if kept == len(images):
-                break
-            if image is None:
-                junk.append(index)
-            else:
-                images[kept] = image.transpose(2, 0, 1)
-                kept += 1
+        while kept < len(images) and index < len(names):  # again for as many as were no image
+            wanted = names[index:index + len(images) - kept]
+            parts = [wanted[start:start + 64] for start in range(0, len(wanted), 64)]  # a thread needs more than one
+            decoded = at_once(lambda part: [decode(os.path.join(folder, name), size) for name in part], parts)
+            for index, image in enumerate(itertools.chain.from_iterable(decoded), start=index):
+                if image is None:
+                    junk.append(index)
+                else:
+                    images[kept] = image.transpose(2, 0, 1)
+                    kept += 1
+            index += 1
     return images[:kept], junk
 
 
@@ -502,7 +548,7 @@ def decode_once(folder, files, size):
     except Exception:  # there is none, or it is damaged
         pass
     start = time.perf_counter()
-    images, junk = decode_all(folder, [name for name, *_ in files], size, len(files))
+    images, junk = decode_all(folder, files, size, len(files))
     if time.perf_counter() - start > WORTH_KEEPING and images.nbytes <= CACHE_LIMIT:
         with contextlib.suppress(OSError):
             cache.parent.mkdir(exist_ok=True)
@@ -526,7 +572,7 @@ def load_images(data_dir, image_size, limit=None):
     if limit is None:
         images, junk = decode_once(data_dir, files, image_size)
     else:
-        images, junk = decode_all(data_dir, names, image_size, limit)
+        images, junk = decode_all(data_dir, files, image_size, limit)
     if junk:
         first = ", ".join(repr(os.path.basename(names[i]))[1:-1] for i in junk[:3])  # repr: a name can hold anything
         print(f"Left out {len(junk)} of {len(images) + len(junk)} files that are no image: {first}"
@@ -538,8 +584,14 @@ def load_images(data_dir, image_size, limit=None):
 
 def as_pictures(loader, count):
     """The first count images of a loader over one tensor, in order of name: uint8 array (count, height, width, 3)."""
-    indices = torch.arange(min(count, len(loader.dataset)))
-    return np.concatenate([to_uint8(2 * loader.collate_fn(part.tolist()) - 1) for part in indices.split(1024)])
+    count = min(count, len(loader.dataset))
+    parts = [range(start, min(start + 1024, count)) for start in range(0, count, 1024)]
+    pictures = None
+    for part in parts:
+        some = to_uint8(2 * loader.collate_fn(list(part)) - 1)
+        pictures = np.empty((count, *some.shape[1:]), np.uint8) if pictures is None else pictures
+        pictures[part.start:part.stop] = some  # to concatenate the parts would take the memory twice
+    return pictures
 
 
 def zip_faces(run, path, count=7500, truncation=0.9, seed=0, quality=92):

@@ -1,4 +1,5 @@
 """helpers.py, function by function, with real processes, servers and files where the promise is about them."""
+import copy
 import errno
 import functools
 import hashlib
@@ -24,6 +25,7 @@ from PIL import Image
 
 import helpers
 from notebook import definitions
+from test_notebook import make_faces
 
 QUIET = settings(derandomize=True, deadline=None, max_examples=100)
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -171,6 +173,44 @@ def test_choose_precision(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: "amx_bf16" in can)
         assert helpers.choose_precision("auto", cuda)[0] == expected
     assert helpers.choose_precision("auto", torch.device("mps"))[0] == "fp32"
+
+
+@pytest.mark.parametrize("image_size", [32, 64])
+def test_products_are_the_convolutions_that_they_replace(image_size):
+    module = definitions()
+    D, G = module.Discriminator(4, image_size), module.Generator(10, 4, image_size)
+    z, results = torch.randn(5, 10), []
+    for change in (lambda network: network, lambda network: copy.deepcopy(helpers.small_as_products(network))):
+        d, g = (change(network).to(memory_format=torch.channels_last) for network in (D, G))
+        images = g(z)
+        out = d(images)
+        gradients = torch.autograd.grad(out.sum(), [*d.parameters(), *g.parameters()])
+        results.append([images, out, *gradients])
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * a.abs().max().item())
+    assert all("forward" not in vars(layer) for layer in (module.Discriminator(4), torch.nn.Linear(2, 2)))
+
+
+def test_a_copy_of_products_uses_weights_of_its_own():
+    layer = helpers.small_as_products(torch.nn.Conv2d(3, 2, 4, 2, 1, bias=False))
+    twin, x = copy.deepcopy(layer), torch.ones(1, 3, 4, 4)
+    torch.nn.init.zeros_(twin.weight)
+    assert twin(x).abs().max() == 0 < layer(x).abs().max()
+
+
+@pytest.mark.parametrize("layer", [
+    torch.nn.Conv2d(3, 2, 4, 2, 1), torch.nn.Conv2d(3, 2, 3, 1, 1, bias=False),
+    torch.nn.Conv2d(4, 2, 4, 2, 1, groups=2, bias=False), torch.nn.ConvTranspose2d(3, 2, 4, 2, 1)], ids=["bias", "kernel of 3", "groups", "transposed, bias"])
+def test_other_layers_stay_convolutions(layer):
+    assert "forward" not in vars(helpers.small_as_products(layer))
+
+
+def test_other_sizes_stay_convolutions():
+    for kind in (torch.nn.Conv2d, torch.nn.ConvTranspose2d):
+        layer = kind(3, 2, 4, 2, 1, bias=False)
+        x = torch.rand(2, 3, 6, 8)
+        before = layer(x)
+        assert torch.equal(helpers.small_as_products(layer)(x), before)
 
 
 def test_versions_and_device_name(monkeypatch):
@@ -497,6 +537,28 @@ def test_large_jpegs_are_decoded_small():
     image = helpers.load_images("images", 32)[0].float()
     expected = torch.from_numpy(ramp[0, :, 0].reshape(32, 32).astype(np.float32).mean(1))
     assert (image - expected).abs().max() < 3
+
+
+def test_small_and_large_files_keep_their_order():
+    Path("images").mkdir()
+    for number in range(150):
+        size = 16 if number % 2 else 256  # noise of 256x256 takes more than 64 KiB
+        Image.fromarray(pixels(size, size, 3, seed=number)).save(f"images/{number:03d}.png")
+    files = helpers.image_files("images")
+    assert {length < helpers.SMALL for _, length, _ in files} == {True, False}
+    images, junk = helpers.decode_all("images", files, 8, 150)
+    assert not junk
+    for (name, *_), image in zip(files, images, strict=True):
+        assert np.array_equal(image.transpose(1, 2, 0), helpers.decode(f"images/{name}", 8))
+
+
+def test_limit_spares_the_files_beyond_it(monkeypatch):
+    make_faces(Path("faces"), count=100)
+    Path("faces/000.jpg").write_bytes(b"junk")
+    decoded, decode = [], helpers.decode
+    monkeypatch.setattr(helpers, "decode", lambda *arguments: decoded.append(arguments) or decode(*arguments))
+    assert len(helpers.load_images("faces", 32, limit=2)) == 2
+    assert [Path(path).name for path, _ in decoded] == ["000.jpg", "001.jpg", "002.jpg"]
 
 
 def test_limit_counts_images():

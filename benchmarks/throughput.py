@@ -1,0 +1,247 @@
+"""How fast the notebook trains on this machine, beside the loop that most DCGAN courses teach.
+
+    python benchmarks/throughput.py           a table, in about four minutes
+    python benchmarks/throughput.py --json    the same for machines
+
+Both train the same two networks on the embedded faces, in batches of 128, in turns, so that a machine that slows down
+slows both. The networks, the steps and the loop are imported from the notebook; only the courses' loop is written here.
+"""
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import helpers  # noqa: E402
+from notebook import definitions, execute  # noqa: E402
+
+BATCH, STEPS, ROUNDS = 128, 12, 5
+ZIP = ROOT / "processed_celeba_small.zip"
+
+
+def synchronize(device):
+    """Wait until an accelerator has done what it was told; a processor has."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def courses_loop(module, folder):
+    """The loop of most DCGAN courses on the notebook's networks; an iterator that ends a step at each next().
+
+    Every epoch decodes every file again, z comes from NumPy, G's step draws fakes of its own, D's step sends gradients
+    through G that nobody uses, and all of it is fp32 in torch's default layout."""
+    device, lr, betas = module.device, 1e-3, (0.5, 0.999)
+    faces = ImageFolder(folder, transforms.Compose([transforms.Resize(32), transforms.ToTensor()]))
+    loader = torch.utils.data.DataLoader(faces, BATCH, shuffle=True, drop_last=True)
+    D = module.Discriminator(64).apply(module.weights_init_normal).to(device)
+    G = module.Generator(100, 64).apply(module.weights_init_normal).to(device)
+    d_optimizer, g_optimizer = (torch.optim.Adam(network.parameters(), lr, betas) for network in (D, G))
+    loss, losses = nn.BCEWithLogitsLoss(), []
+    ones, zeros = torch.ones(BATCH, device=device), torch.zeros(BATCH, device=device)
+
+    def fakes():
+        return G(torch.from_numpy(np.random.uniform(-1, 1, (BATCH, 100))).float().to(device))
+
+    steps = itertools.count()
+    while True:
+        for real_images, _ in loader:
+            real_images = (2 * real_images - 1).to(device)
+            d_optimizer.zero_grad()
+            d_loss = loss(D(real_images).squeeze(), ones) + loss(D(fakes()).squeeze(), zeros)
+            d_loss.backward()
+            d_optimizer.step()
+            g_optimizer.zero_grad()
+            g_loss = loss(D(fakes()).squeeze(), ones)
+            g_loss.backward()
+            g_optimizer.step()
+            if next(steps) % 50 == 0:
+                losses.append((d_loss.item(), g_loss.item()))
+            yield
+
+
+def set_up(folder, run, precision, device):
+    """The notebook, ready to train in batches of 128 with its own defaults."""
+    run.mkdir()
+    module = definitions(batch_size=BATCH, precision=precision, device=device, data_dir=folder, run=run)
+    module.parameters = {name: getattr(module, name) for name in helpers.RULES}
+    execute(module, "setup")
+    return module
+
+
+def rate_of_courses(loop, device):
+    """Images a second over a round of the courses' loop, its first step not counted."""
+    next(loop)
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(STEPS - 1):
+        next(loop)
+    synchronize(device)
+    return (STEPS - 1) * BATCH / (time.perf_counter() - start)
+
+
+def rate_of_notebook(module):
+    """Images a second over a round of the notebook's train, from the end of its first step to that of its last."""
+    ends, move_average = [], module.move_average
+
+    def last_of_the_step(*arguments):
+        move_average(*arguments)
+        if len(ends) in (0, STEPS - 1):
+            synchronize(module.device)
+        ends.append(time.perf_counter())
+
+    module.move_average = last_of_the_step
+    module.train(module.D, module.G, len(module.samples) + 1)
+    module.move_average = move_average
+    return (STEPS - 1) * BATCH / (ends[STEPS - 1] - ends[0])
+
+
+def share_outside_the_step(module):
+    """The share of an epoch, from the call of train to its return, in which no part of a step is computed."""
+    inside, G = [], module.G
+
+    def timed(function):
+        def timing(*arguments, **options):
+            start = time.perf_counter()
+            result = function(*arguments, **options)
+            synchronize(module.device)
+            inside.append(time.perf_counter() - start)
+            return result
+        return timing
+
+    for name in ("discriminator_step", "generator_step", "move_average"):
+        setattr(module, name, timed(getattr(module, name)))
+    G.forward = timed(G.forward)
+    start = time.perf_counter()
+    module.train(module.D, G, len(module.samples) + 1)
+    return 1 - sum(inside) / (time.perf_counter() - start)
+
+
+class Products(TorchDispatchMode):
+    """Inside, keeps every convolution and matrix product, forwards and backwards, that torch is asked for."""
+
+    names = ("convolution", "convolution_backward", "mm", "addmm", "bmm")
+    kinds = {getattr(torch.ops.aten, name).default for name in names}
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function in self.kinds:
+            self.calls.append((function, arguments))
+        return function(*arguments, **(options or {}))
+
+
+def floor_of_the_step(module):
+    """Seconds that a step's convolutions and matrix products take, each alone, in the same precision and layout."""
+    real_images = module.scale(next(iter(module.celeba_train_loader))).contiguous(memory_format=torch.channels_last)
+    with Products() as seen:
+        with module.autocast():
+            fake_images = module.G(module.random_z(BATCH))
+        module.discriminator_step(module.D, module.d_optimizer, real_images, fake_images)
+        module.generator_step(module.D, module.G, module.g_optimizer, fake_images)
+    total = 0
+    for function, arguments in seen.calls:
+        taken = []
+        for _ in range(6):
+            synchronize(module.device)
+            start = time.perf_counter()
+            function(*arguments)
+            synchronize(module.device)
+            taken.append(time.perf_counter() - start)
+        total += median(taken[1:])
+    return total
+
+
+def measure(device):
+    """All that the table shows, as a dict; times in seconds, rates in images a second."""
+    folder = helpers.unzip(ZIP)
+    files = [folder / name for name, *_ in helpers.image_files(folder)]
+    twice, few = Path("twice"), Path("few")  # few: as many faces as a round has steps to take
+    for copy, some in ((twice / "1", files), (twice / "2", files), (few, files[:STEPS * BATCH])):
+        copy.mkdir(parents=True)
+        for file in some:
+            shutil.copy(file, copy)
+    results = {"decoded_files": 2 * len(files)}
+    for name in ("decoding", "from_cache"):
+        start = time.perf_counter()
+        helpers.load_images(twice, 32)
+        results[name] = time.perf_counter() - start
+
+    auto, results["why"] = helpers.choose_precision("auto", device)
+    results["precision"] = auto
+    loops = {"courses": courses_loop(definitions(device=device), files[0].parent.parent)}
+    loops |= {kind: set_up(few, Path(f"run-{kind}"), kind, device) for kind in dict.fromkeys(("fp32", auto))}
+    rates = {name: [] for name in loops}
+    for number in range(ROUNDS):
+        print(f"round {number + 1} of {ROUNDS}", file=sys.__stderr__)
+        for name, loop in loops.items():
+            rates[name].append(rate_of_courses(loop, device) if name == "courses" else rate_of_notebook(loop))
+    results["rates"] = rates
+    results["floor"] = {kind: floor_of_the_step(loops[kind]) for kind in loops if kind != "courses"}
+    results["outside"] = share_outside_the_step(set_up(folder, Path("run-epoch"), auto, device))
+    return results
+
+
+def spread(values, digits, unit=""):
+    """The median of values, and the lowest and highest, as text."""
+    low, high = min(values), max(values)
+    return f"{median(values):.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def table(results):
+    """The results as lines of a Markdown table."""
+    rates = results["rates"]
+    yield "| measured | median (lowest to highest round) |"
+    yield "|---|---|"
+    yield f"| the courses' loop, fp32 | {spread(rates['courses'], 0, ' images/s')} |"
+    for kind, floor in results["floor"].items():
+        name = f"{kind} (precision auto)" if kind == results["precision"] else kind
+        step = BATCH / median(rates[kind])
+        yield f"| the notebook's, {name} | {spread(rates[kind], 0, ' images/s')} |"
+        yield f"| ratio | {spread([ours / theirs for ours, theirs in zip(rates[kind], rates['courses'])], 2)} |"
+        yield f"| a step; its convolutions and products alone | {step:.3f} s; {floor:.3f} s: {step / floor:.2f} |"
+    yield f"| share of an epoch of the embedded faces outside the step | {results['outside']:.1%} |"
+    yield (f"| {results['decoded_files']:,} JPEGs of 64x64 to a tensor; again, from its cache | "
+           f"{results['decoding']:.1f} s; {results['from_cache']:.2f} s |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    as_json, here = parser.parse_args().json, os.getcwd()
+    device = helpers.choose_device()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()), \
+            contextlib.redirect_stderr(io.StringIO()):
+        os.chdir(scratch)
+        try:
+            results = measure(device)
+        finally:
+            os.chdir(here)
+    results |= {"device": helpers.device_name(device), "batch_size": BATCH, "versions": helpers.versions()}
+    if as_json:
+        print(json.dumps(results, indent=1))
+    else:
+        print(*table(results), sep="\n")
+        print(f"\n{results['device']}; batches of {BATCH}; precision auto is {results['precision']}: {results['why']}; "
+              + ", ".join(f"{name} {version}" for name, version in results["versions"].items()))
+
+
+if __name__ == "__main__":
+    main()
