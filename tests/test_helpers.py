@@ -200,7 +200,8 @@ def test_a_copy_of_products_uses_weights_of_its_own():
 
 @pytest.mark.parametrize("layer", [
     torch.nn.Conv2d(3, 2, 4, 2, 1), torch.nn.Conv2d(3, 2, 3, 1, 1, bias=False),
-    torch.nn.Conv2d(4, 2, 4, 2, 1, groups=2, bias=False), torch.nn.ConvTranspose2d(3, 2, 4, 2, 1)], ids=["bias", "kernel of 3", "groups", "transposed, bias"])
+    torch.nn.Conv2d(4, 2, 4, 2, 1, groups=2, bias=False), torch.nn.ConvTranspose2d(3, 2, 4, 2, 1)],
+    ids=["bias", "kernel of 3", "groups", "transposed, bias"])
 def test_other_layers_stay_convolutions(layer):
     assert "forward" not in vars(helpers.small_as_products(layer))
 

@@ -1,16 +1,20 @@
 """The notebook as a whole: its hygiene, and papermill runs judged by what they leave behind and what they say.
 
 What its cells print is compared by nbval, which pytest runs on face_generation.ipynb itself."""
+import contextlib
 import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import numpy as np
 import papermill
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -89,13 +93,29 @@ def project(tmp_path):
     return tmp_path
 
 
-def run(project, **parameters):
-    """papermill on the copy, as a person would call it: (exit status, what it printed)."""
-    command = [sys.executable, "-m", "papermill", "face_generation.ipynb", "out.ipynb", "--no-progress-bar"]
+def start(project, output="out.ipynb", **parameters):
+    """papermill on the copy, as a person would call it from a shell that passes interrupts on."""
+    command = [sys.executable, "-m", "papermill", "face_generation.ipynb", output, "--no-progress-bar"]
     for name, value in (TINY | parameters).items():
         command += ["-p", name, str(value)]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stderr
+    return subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def end(process):
+    """Wait for papermill: (exit status, what it printed)."""
+    said = process.communicate(timeout=300)[1]
+    return process.returncode, said
+
+
+def run(project, **parameters):
+    """papermill on the copy, from start to end: (exit status, what it printed)."""
+    return end(start(project, **parameters))
+
+
+def error_in(said):
+    """The last line of what papermill printed that names an error."""
+    return [line for line in said.splitlines() if re.match(r"\w*Error: ", line)][-1]
 
 
 def test_run_resumed_equals_run_uninterrupted(project):
@@ -121,6 +141,45 @@ def test_run_resumed_equals_run_uninterrupted(project):
     resumed, uninterrupted = (helpers.load_samples(project / "runs" / name / "train_samples.pkl")
                               for name in ("parts", "whole"))
     assert len(resumed) == 2 and all(np.array_equal(a, b) for a, b in zip(resumed, uninterrupted, strict=True))
+
+
+@pytest.mark.parametrize("interrupted", ["kernel", "papermill"])
+def test_interrupted_run_has_no_metrics_and_goes_on(project, interrupted):
+    process, folder = start(project, n_epochs=1000), project / "runs" / "latest"
+    while not (folder / "checkpoint.pt").exists():
+        assert process.poll() is None, end(process)
+        time.sleep(0.1)
+    kernel = next(p for p in psutil.Process(process.pid).children(recursive=True) if "ipykernel" in str(p.cmdline()))
+    {"kernel": kernel, "papermill": process}[interrupted].send_signal(signal.SIGINT)
+    status, said = end(process)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        kernel.wait(timeout=30)
+    assert not (folder / "metrics.json").exists()
+    done = len(torch.load(folder / "checkpoint.pt", weights_only=True)["records"])
+    if interrupted == "kernel":  # the cells below the loop have worked on what there was
+        assert status == 0, said
+        assert "set resume to True and go on" in (project / "out.ipynb").read_text()
+        assert helpers.load_generator(folder)(3).shape == (3, 32, 32, 3)
+    n_epochs = done // 5 + 1
+    status, said = run(project, n_epochs=n_epochs, resume=True)
+    assert status == 0, said
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 5 * n_epochs
+
+
+def test_two_runs_at_once(project):
+    shutil.make_archive(project / "faces", "zip", project, "faces")
+    both = [start(project, f"{name}.ipynb", dataset="faces.zip", n_epochs=1, output_dir=f"runs/{name}")
+            for name in "ab"]
+    for status, said in map(end, both):
+        assert status == 0, said
+    a, b = (torch.load(project / "runs" / name / "checkpoint.pt", weights_only=True)["records"] for name in "ab")
+    assert a == b and len(a) == 5
+    assert all((project / "runs" / name / "metrics.json").exists() for name in "ab")
+
+    both = [start(project, f"{name}.ipynb", n_epochs=5, output_dir="runs/c") for name in "cd"]
+    (_, said), (status, refused) = sorted(map(end, both), key=lambda ended: ended[0])
+    assert status != 0 and "Another run is writing to runs/c" in error_in(refused), said + refused
+    assert json.loads((project / "runs/c/metrics.json").read_text())["steps"] == 25
 
 
 def test_run_on_odd_images_at_64(project):
@@ -154,6 +213,5 @@ def test_wrong_input_is_refused_in_a_sentence(project, parameters, sentences):
     (project / "broken.zip").write_bytes(b"PK\x03\x04 and no more")
     status, said = run(project, **parameters)
     assert status != 0
-    error = [line for line in said.splitlines() if re.match(r"\w*Error: ", line)][-1]
-    assert not [s for s in sentences if s not in error], error
+    assert not [s for s in sentences if s not in error_in(said)], said
     assert not (project / "runs/latest/metrics.json").exists()
