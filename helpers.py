@@ -854,7 +854,7 @@ def laplacian_pyramid(images, smallest=16):
     kernel = torch.outer(taps, taps).expand(3, 1, 5, 5)
     levels = []
     while images.shape[-1] > smallest:
-        small = F.conv2d(F.pad(images, (2,) * 4, mode="reflect"), kernel, groups=3)[:, :, ::2, ::2]
+        small = F.conv2d(F.pad(images, (2,) * 4, mode="reflect"), kernel, stride=2, groups=3)
         levels.append(images - F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False))
         images = small
     return levels + [images]
