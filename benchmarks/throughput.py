@@ -1,6 +1,6 @@
 """How fast the notebook trains on this machine, beside the loop that most DCGAN courses teach.
 
-    python benchmarks/throughput.py           a table, in about four minutes
+    python benchmarks/throughput.py           a table, in about three minutes
     python benchmarks/throughput.py --json    the same for machines
 
 Both train the same two networks on the embedded faces, in batches of 128, in turns, so that a machine that slows down
@@ -52,7 +52,7 @@ def courses_loop(module, folder):
     D = module.Discriminator(64).apply(module.weights_init_normal).to(device)
     G = module.Generator(100, 64).apply(module.weights_init_normal).to(device)
     d_optimizer, g_optimizer = (torch.optim.Adam(network.parameters(), lr, betas) for network in (D, G))
-    loss, losses = nn.BCEWithLogitsLoss(), []
+    loss = nn.BCEWithLogitsLoss()
     ones, zeros = torch.ones(BATCH, device=device), torch.zeros(BATCH, device=device)
 
     def fakes():
@@ -71,7 +71,7 @@ def courses_loop(module, folder):
             g_loss.backward()
             g_optimizer.step()
             if next(steps) % 50 == 0:
-                losses.append((d_loss.item(), g_loss.item()))
+                d_loss.item(), g_loss.item()  # what the courses print
             yield
 
 
