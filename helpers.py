@@ -39,6 +39,7 @@ from IPython.display import display
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
+from torch.utils.data import Subset
 from torchvision.utils import make_grid
 
 # --- Parameters -------------------------------------------------------------------------------------------------------
@@ -66,13 +67,16 @@ RULES = {  # name: (type, what it must be, the test of it)
     "g_conv_dim": (*WHOLE, "1 or more", lambda v: v >= 1),
     "d_lr": (*REAL, "more than 0", lambda v: v > 0),
     "g_lr": (*REAL, "more than 0", lambda v: v > 0),
+    "lr_decay": (*WHOLE, "0 (never) or more", lambda v: v >= 0),
     "beta1": (*REAL, "from 0 to less than 1", lambda v: 0 <= v < 1),
     "beta2": (*REAL, "from 0 to less than 1", lambda v: 0 <= v < 1),
+    "label_smoothing": (*REAL, "from 0 to less than 1", lambda v: 0 <= v < 1),
     "ema_decay": (*REAL, "from 0 (no averaging) to less than 1", lambda v: 0 <= v < 1),
     "augment": (*TEXT, "\"flip\" or \"\"", lambda v: v in ("", "flip")),
     "seed": (*WHOLE, "from 0 to 4294967295", lambda v: 0 <= v < 2**32),
     "device": (*TEXT, "auto, cuda, mps, xpu or cpu", lambda v: re.fullmatch("(auto|cuda|mps|xpu|cpu)(:[0-9]+)?", v)),
     "precision": (*TEXT, "auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
+    "fid": (*SWITCH, "true or false", lambda v: True),
     "resume": (*SWITCH, "true or false", lambda v: True),
 }
 
@@ -583,13 +587,12 @@ def load_images(data_dir, image_size, limit=None):
 
 def as_pictures(loader, count):
     """The first count images of a loader over one tensor, in order of name: uint8 array (count, height, width, 3)."""
-    count = min(count, len(loader.dataset))
-    parts = [range(start, min(start + 1024, count)) for start in range(0, count, 1024)]
+    indices = list(loader.dataset[:count])
     pictures = None
-    for part in parts:
-        some = to_uint8(2 * loader.collate_fn(list(part)) - 1)
-        pictures = np.empty((count, *some.shape[1:]), np.uint8) if pictures is None else pictures
-        pictures[part.start:part.stop] = some  # to concatenate the parts would take the memory twice
+    for start in range(0, len(indices), 1024):
+        some = to_uint8(2 * loader.collate_fn(indices[start:start + 1024]) - 1)
+        pictures = np.empty((len(indices), *some.shape[1:]), np.uint8) if pictures is None else pictures
+        pictures[start:start + len(some)] = some  # to concatenate the parts would take the memory twice
     return pictures
 
 
@@ -635,6 +638,42 @@ def save_figure(figure, path):
     """Write figure as PNG to path, whole or not at all."""
     with whole_file(path) as file:
         figure.savefig(file, format="png")
+
+
+def show_training(records, path):
+    """Draw rows (g_loss, d_loss, share right on real, share right on fake), one a step: losses left, shares right.
+
+    Thin lines are single steps, thick ones means over a twentieth of the run. The figure is kept at path."""
+    g_losses, d_losses, right_on_real, right_on_fake = np.array(records).T
+    window = max(1, len(records) // 20)
+    steps = np.arange(window - 1, len(records))
+
+    def smooth(values):
+        return np.convolve(values, np.ones(window) / window, mode="valid")
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5), layout="constrained")
+    for values, label, color in ((d_losses, "Discriminator", "C0"), (g_losses, "Generator", "C1")):
+        left.plot(values, color=color, alpha=0.2, linewidth=0.5)
+        left.plot(steps, smooth(values), color=color, label=label)
+    left.axhline(2 * math.log(2), color="C0", linestyle="dashed", linewidth=1)
+    for values, label, color in ((right_on_real, "real images", "C2"), (right_on_fake, "generated images", "C3")):
+        right.plot(steps, smooth(values), color=color, label=label)
+    left.set(title="Training losses", xlabel="step")
+    right.set(title="Share on which D is right", xlabel="step", ylim=(0, 1))
+    left.legend()
+    right.legend()
+    save_figure(figure, path)
+    return figure
+
+
+def show_beside(sets, columns=6):
+    """Draw sets, {title: uint8 images (count, height, width, 3)}, each as a grid, side by side."""
+    figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets), 4.8), layout="constrained")
+    for axis, (title, images) in zip(axes, sets.items()):
+        axis.imshow(grid(images, columns), interpolation="nearest")
+        axis.set_title(title)
+        axis.set_axis_off()
+    return figure
 
 
 class LiveGrid:
@@ -717,6 +756,15 @@ def epoch_line(epoch, n_epochs, records, batch_size, seconds):
             f"on fake {on_fake:.0%}  {len(records) * batch_size / seconds:.0f} images/s{won}")
 
 
+def first_and_last(records):
+    """A Markdown table of rows (g_loss, d_loss, share right on real, share right on fake): means of two tenths."""
+    tenth = max(1, len(records) // 10)
+    names = "loss of G", "loss of D", "D right on real", "D right on generated"
+    means = zip(names, np.mean(records[:tenth], axis=0), np.mean(records[-tenth:], axis=0))
+    return "\n".join(["| | first tenth | last tenth |", "|---|---|---|",
+                      *(f"| {name} | {first:.2f} | {last:.2f} |" for name, first, last in means)])
+
+
 @contextlib.contextmanager
 def interruptible():
     """Inside, the first interrupt (the notebook's stop button, Ctrl-C) sets the yielded event and lets the step end.
@@ -754,7 +802,7 @@ def set_random_state(state, device):
 
 
 # On going on from a checkpoint. dataset may be another path to the same faces, which fingerprint tells.
-MAY_CHANGE = {"output_dir", "n_epochs", "print_every", "device", "precision", "resume", "dataset"}
+MAY_CHANGE = {"output_dir", "n_epochs", "print_every", "device", "precision", "fid", "resume", "dataset"}
 
 
 def fingerprint(loader):
@@ -806,6 +854,22 @@ def save_generator(folder, G, z_size, conv_dim, image_size, **more):
     with whole_file(Path(folder) / "generator.safetensors") as file:
         file.write(safetensors_bytes(weights))
     save_json(Path(folder) / "generator.json", about)
+
+
+def keep_generator(run, folder="assets"):
+    """Copy the generator of a finished run into folder, in half precision, with the run's metrics in generator.json.
+
+    Raises FileNotFoundError where the run has no generator or no metrics.json, which a finished run has."""
+    run = Path(run)
+    about, metrics = (json.loads((run / f"{name}.json").read_text()) for name in ("generator", "metrics"))
+    with safe_open(run / "generator.safetensors", "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    with whole_file(Path(folder) / "generator.safetensors") as file:
+        file.write(safetensors_bytes(halves))
+    for path in ("dataset", "output_dir"):  # of this machine, and of no use on another
+        metrics["parameters"].pop(path, None)
+    save_json(Path(folder) / "generator.json", about | {"run": metrics})
 
 
 def load_generator(folder, device="cpu"):
@@ -880,6 +944,30 @@ def sliced_wasserstein(a, b, patches=16, directions=128, seed=0):
             projected.append(np.sort((axes @ x.flatten(1).T).numpy(), axis=1))
         distances.append(float(np.abs(projected[0] - projected[1]).mean()))
     return 1000 * sum(distances) / len(distances)
+
+
+def inception_distances(a, b, device="cpu", **options):
+    """{"fid": ..., "kid": ...} between two sets of uint8 images (count, height, width, 3), by the package torch-fidelity.
+
+    Fréchet (Heusel et al. 2017, eq. 6) and kernel distance (Bińkowski et al. 2018), 0 is equal, of what an Inception
+    network trained on ImageNet sees. torch-fidelity scales the images to 299x299 as the first implementation does, and
+    downloads the network once; options go to its calculate_metrics. Raises ModuleNotFoundError or OSError with one
+    sentence where the package is missing or the network cannot be had."""
+    try:
+        from torch_fidelity import calculate_metrics
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("fid is true and needs torch-fidelity: pip install torch-fidelity, or set fid to "
+                                  "false.") from None
+    inputs = [Subset(torch.from_numpy(images).permute(0, 3, 1, 2), range(len(images))) for images in (a, b)]
+    subset = min(1000, len(a), len(b))
+    try:
+        found = calculate_metrics(input1=inputs[0], input2=inputs[1], fid=True, kid=True, kid_subset_size=subset,
+                                  cuda=torch.device(device).type == "cuda", cache=False, save_cpu_ram=True,
+                                  verbose=False, **options)
+    except (OSError, HTTPException) as error:
+        raise OSError(f"FID and KID need a network that could not be downloaded ({reason(error)}); set fid to false, "
+                      "and resume to true.") from error
+    return {"fid": found["frechet_inception_distance"], "kid": found["kernel_inception_distance_mean"]}
 
 
 def diversity(images):

@@ -1,21 +1,24 @@
 """The benchmarks run, at a size that takes seconds, and count what they say they count."""
+import contextlib
 import json
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
 import helpers
-from benchmarks import throughput
+from benchmarks import quality, throughput
 from notebook import definitions
 from test_notebook import make_faces
+from test_training import set_up
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """throughput on 44 faces with steps of 8."""
-    make_faces(tmp_path / "faces" / "all", count=44)
+    """throughput on 50 faces with steps of 8."""
+    make_faces(tmp_path / "faces" / "all", count=50)
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
         for path in sorted((tmp_path / "faces").rglob("*.jpg")):
             archive.write(path, path.relative_to(tmp_path))
@@ -33,7 +36,7 @@ def test_throughput(small, monkeypatch, capsys, auto):
     throughput.main()
     results = json.loads(capsys.readouterr().out)
     assert list(results["rates"]) == kinds and all(len(rates) == 2 for rates in results["rates"].values())
-    assert list(results["floor"]) == kinds[1:] and results["decoded_files"] == 88
+    assert list(results["floor"]) == kinds[1:] and results["decoded_files"] == 100
     assert all(len(floor) == 2 and min(floor) > 0 for floor in results["floor"].values()) and 0 < results["outside"] < 1
     text = "\n".join(throughput.table(results))
     assert text.count("| ratio |") == len(kinds) - 1 and f"{auto} (precision auto)" in text
@@ -62,3 +65,40 @@ def test_the_floor_counts_every_convolution_and_product_once():
     names = [name.overloadpacket.__name__ for name, _ in seen.calls]
     assert names.count("convolution") == names.count("convolution_backward") == 8
     assert len(names) == 16 + 2 + 3  # linear layers: two forwards, gradients of two weights and of one input
+
+
+def test_quality(small, monkeypatch, capsys):
+    tiny = {"batch_size": 8, "d_conv_dim": 4, "g_conv_dim": 4}
+    monkeypatch.setattr(quality, "RECIPES", {name: recipe | tiny for name, recipe in quality.RECIPES.items()})
+    monkeypatch.setattr(quality, "FACES", 20)
+    monkeypatch.setattr(helpers, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.chdir(small.parent)
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--dataset", "faces", "--images", "130", "--seeds", "2",
+                                      "--also", "ema_decay=0"])
+    quality.main()
+    first = capsys.readouterr().out
+    rows = [line.split(" | ") for line in first.splitlines() if "% |" not in line and line.startswith(("| courses", "| note", "| ema_decay 0.0 "))]
+    assert [row[1:3] for row in rows] == 3 * [["1", "40"], ["2", "80"], ["3", "120"]]
+    assert "The courses' recipe is at" in first
+    faces = {path.parent.name: np.load(path) for path in sorted(small.parent.glob("runs/quality/*/faces-3.npy"))}
+    assert list(faces) == [f"{name}-{seed}" for name in ("courses", "ema_decay 0.0", "notebook") for seed in (0, 1)]
+    assert faces["notebook-0"].shape == (20, 32, 32, 3) and faces["notebook-0"].dtype == np.uint8
+    assert not np.array_equal(faces["notebook-0"], faces["notebook-1"])
+
+    quality.main()  # again: nothing is trained anew, and what was measured is still there
+    assert capsys.readouterr().out == first
+    kept = torch.load("runs/quality/notebook-1/checkpoint.pt", weights_only=True)
+    whole = set_up(small.parent / "faces", small.parent / "unseen", seed=1, z_size=100, **tiny)
+    with contextlib.redirect_stdout(None):
+        whole.train(whole.D, whole.G, 3)
+    assert not np.array_equal(faces["notebook-0"], faces["ema_decay 0.0-0"])
+    assert whole.records == kept["records"]  # as if nobody had looked in between
+
+
+@pytest.mark.parametrize("text, sentence", [("batch=3", "'batch' is no parameter of the notebook"),
+                                            ("d_lr=fast", "'d_lr=fast'"), ("seed", "'seed'")])
+def test_quality_refuses_wrong_changes(text, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--also", text])
+    with pytest.raises(SystemExit):
+        quality.main()
+    assert sentence in capsys.readouterr().err

@@ -12,16 +12,21 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 import time
 import zipfile
 from pathlib import Path, PurePath
+from unittest import mock
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from torch_fidelity import register_feature_extractor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 import helpers
 from notebook import definitions
@@ -629,11 +634,12 @@ def test_links_and_pipes_are_not_waited_for():
 
 
 def test_as_pictures():
-    folder = folder_of_images(Path("images"), 5, size=32)
+    folder = folder_of_images(Path("images"), 11, size=32)
     NOTEBOOK.device = torch.device("cpu")
-    loader = NOTEBOOK.get_dataloader(2, 32, folder)
-    assert np.array_equal(helpers.as_pictures(loader, 3), np.stack([pixels(32, 32, 3, seed=s) for s in range(3)]))
-    assert len(helpers.as_pictures(loader, 99)) == 5
+    train, test = NOTEBOOK.get_dataloader(2, 32, folder)
+    assert np.array_equal(helpers.as_pictures(train, 3), np.stack([pixels(32, 32, 3, seed=s) for s in (1, 2, 3)]))
+    assert len(helpers.as_pictures(train, 99)) == 9
+    assert np.array_equal(helpers.as_pictures(test, 99), np.stack([pixels(32, 32, 3, seed=s) for s in (0, 8)]))
 
 
 # --- Pictures ---------------------------------------------------------------------------------------------------------
@@ -800,6 +806,21 @@ def test_the_file_draws_what_the_network_draws(image_size):
     assert json.loads(Path("generator.json").read_text())["epochs"] == 3
 
 
+def test_keep_generator_halves_the_file_and_keeps_the_faces():
+    G = definitions(image_size=32).Generator(20, 8).eval()
+    with pytest.raises(FileNotFoundError):
+        helpers.keep_generator(".", "kept")
+    Path("kept").mkdir()
+    helpers.save_generator(".", G, 20, 8, 32, epochs=3)
+    helpers.save_json("metrics.json", {"parameters": {"dataset": "/a/path", "seed": 1}, "measures": {"swd": 20}})
+    helpers.keep_generator(".", "kept")
+    assert 1.9 < Path("generator.safetensors").stat().st_size / Path("kept/generator.safetensors").stat().st_size < 2.1
+    about = json.loads(Path("kept/generator.json").read_text())
+    assert about["epochs"] == 3 and about["run"] == {"parameters": {"seed": 1}, "measures": {"swd": 20}}
+    difference = helpers.load_generator("kept")(50).astype(int) - helpers.load_generator(".")(50)
+    assert np.abs(difference).max() <= 2 and np.abs(difference).mean() < 0.1
+
+
 def test_zip_faces_makes_a_dataset():
     module = definitions(image_size=32, z_size=20)
     helpers.save_generator(".", module.Generator(20, 4, 32).eval(), 20, 4, 32)
@@ -811,6 +832,29 @@ def test_zip_faces_makes_a_dataset():
     assert (folder / "processed_celeba_small/celeba/000009.jpg").is_file()
     images = helpers.load_images(folder, 32).permute(0, 2, 3, 1).numpy().astype(int)
     assert np.abs(images - helpers.load_generator(".")(10, 0, 0.9)).mean() < 10
+
+
+def test_first_and_last():
+    records = [[step, 2 * step, 0.25, 1.0] for step in range(20)]
+    assert helpers.first_and_last(records).splitlines() == [
+        "| | first tenth | last tenth |", "|---|---|---|", "| loss of G | 0.50 | 18.50 |", "| loss of D | 1.00 | 37.00 |",
+        "| D right on real | 0.25 | 0.25 |", "| D right on generated | 1.00 | 1.00 |"]
+    assert "| loss of G | 3.00 | 3.00 |" in helpers.first_and_last([[3, 1, 0, 1]])
+
+
+def test_pictures_of_a_run():
+    records = [[step, 2 * step, 0.25, 1.0] for step in range(40)]
+    left, right = helpers.show_training(records, Path("curves.png")).axes
+    assert Image.open("curves.png").size == (1100, 350)
+    curves = {line.get_label(): line.get_xydata() for line in left.lines + right.lines}
+    assert np.allclose(curves["Generator"], [[step, step - 0.5] for step in range(1, 40)])  # means over two steps
+    assert np.allclose(curves["Discriminator"][:, 1], [2 * step - 1 for step in range(1, 40)])
+    assert set(curves["real images"][:, 1]) == {0.25} and set(curves["generated images"][:, 1]) == {1}
+    faces = pixels(12, 8, 8, 3)
+    one, two = helpers.show_beside({"a": faces, "b": faces[::-1]}, columns=4).axes
+    assert (one.get_title(), two.get_title()) == ("a", "b")
+    assert np.array_equal(two.images[0].get_array(), helpers.grid(faces[::-1], 4))
+    helpers.plt.close("all")
 
 
 # --- Measures ---------------------------------------------------------------------------------------------------------
@@ -843,3 +887,46 @@ def test_nearest_and_diversity():
     assert helpers.nearest(white, black)[1] == pytest.approx(1)
     assert helpers.diversity(np.repeat(images[:1], 10, 0)) == 0
     assert helpers.diversity(np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)])) == 1
+
+
+class Pixels(FeatureExtractorBase):
+    """Two numbers an image in place of Inception's: its mean brightness, and that of its upper left pixel."""
+
+    seen = []
+
+    def __init__(self, name, features_list, **options):
+        super().__init__(name, features_list)
+
+    @staticmethod
+    def get_provided_features_list():
+        return "2",
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return "2"
+
+    def forward(self, images):
+        self.seen.append(images)
+        x = images.double() / 255
+        return torch.stack([x.mean((1, 2, 3)), x[:, :, 0, 0].mean(1)], dim=1),
+
+
+def test_inception_distances_through_another_extractor():
+    a = np.random.default_rng(0).integers(0, 200, (300, 8, 8, 3), np.uint8)
+    register_feature_extractor("pixels", Pixels)
+    same = helpers.inception_distances(a, a, feature_extractor="pixels")
+    assert same["fid"] == pytest.approx(0, abs=1e-6) and same["kid"] == pytest.approx(0, abs=1e-3)
+    brighter = helpers.inception_distances(a, a + 51, feature_extractor="pixels")
+    assert brighter["fid"] == pytest.approx(2 * 0.2**2, rel=1e-3)  # same covariance: the distance of the means, squared
+    assert Pixels.seen[0].dtype == torch.uint8 and Pixels.seen[0].shape[1:] == (3, 8, 8)
+    assert torch.equal(Pixels.seen[0][:5].permute(0, 2, 3, 1), torch.from_numpy(a[:5]))
+
+
+def test_inception_distances_say_what_is_missing(monkeypatch):
+    a = np.zeros((4, 8, 8, 3), np.uint8)
+    monkeypatch.setattr("torch_fidelity.calculate_metrics", mock.Mock(side_effect=URLError("no route")))
+    with pytest.raises(OSError, match="FID and KID need a network that could not be downloaded .*no route"):
+        helpers.inception_distances(a, a)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ModuleNotFoundError, match="fid is true and needs torch-fidelity"):
+        helpers.inception_distances(a, a)

@@ -57,7 +57,7 @@ def epochs_of(run):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forked")
 def test_killed_fifty_times(tmp_path):
-    make_faces(tmp_path / "faces", count=44)
+    make_faces(tmp_path / "faces", count=50)
     server = subprocess.Popen([sys.executable, __file__, tmp_path / "faces"], text=True, stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
 

@@ -74,8 +74,8 @@ def test_links_lead_somewhere():
 
 # --- papermill --------------------------------------------------------------------------------------------------------
 
-def make_faces(folder, count=40, seed=0):
-    """count images, like faces in size and in having a light oval on a darker ground."""
+def make_faces(folder, count=46, seed=0):
+    """count images, 40 of them to train on, like faces in size and in having a light oval on a darker ground."""
     folder.mkdir(parents=True)
     rng, (y, x) = np.random.default_rng(seed), np.mgrid[-1:1:64j, -1:1:64j]
     for number in range(count):
@@ -86,9 +86,10 @@ def make_faces(folder, count=40, seed=0):
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the notebook and its modules beside a folder of 40 images."""
+    """A copy of the notebook and its modules beside a folder of 46 images."""
     for name in ("face_generation.ipynb", "helpers.py", "problem_unittests.py"):
         shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "assets", tmp_path / "assets", ignore=shutil.ignore_patterns("*.png"))
     make_faces(tmp_path / "faces")
     return tmp_path
 
@@ -193,7 +194,7 @@ def test_run_on_odd_images_at_64(project):
     (odd / "note.txt").write_text("no image")
     status, said = run(project, dataset="odd", image_size=64, n_epochs=1, output_dir="runs/odd")
     assert status == 0, said
-    assert json.loads((project / "runs/odd/metrics.json").read_text())["images"] == 15
+    assert json.loads((project / "runs/odd/metrics.json").read_text())["images"] == 13
     out = (project / "out.ipynb").read_text()
     assert "Left out 1 of 16 files that are no image: cut.jpg" in out
 
@@ -205,7 +206,7 @@ def test_run_on_odd_images_at_64(project):
       "d_rate is no parameter of this notebook", "precision must be auto, fp32 or bf16; it is 'fp8'"]),
     ({"dataset": "nowhere"}, ["dataset 'nowhere' does not exist"]),
     ({"dataset": "broken.zip"}, ["broken.zip cannot be used as a dataset"]),
-    ({"batch_size": 64}, ["faces holds 40 images, fewer than one batch of 64"]),
+    ({"batch_size": 64}, ["faces holds 46 images, seven in eight of them to train on: too few for a batch of 64"]),
     ({"device": "xpu"}, ["device is 'xpu', and PyTorch finds none here"]),
     ({"resume": True}, ["there is no runs/latest/checkpoint.pt to go on from"]),
 ], ids=["parameters", "no dataset", "broken zip", "few images", "no device", "nothing to resume"])

@@ -27,7 +27,7 @@ ARGUMENTS = {
     "test_weights_init": lambda m: (m.weights_init_normal,),
     "test_losses": lambda m: (m.real_loss, m.fake_loss),
     "test_scale": lambda m: (m.scale,),
-    "test_dataloader": lambda m: (m.get_dataloader(16, 8),),
+    "test_dataloader": lambda m: m.get_dataloader(16, 8)[:1],
     "test_training_steps": lambda m: (m.discriminator_step, m.generator_step, m.Discriminator, m.Generator),
 }
 
@@ -54,10 +54,10 @@ def definitions(old="", new=""):
 Mutant = namedtuple("Mutant", "title test sentence old new")
 D_END, G_END = "return FC(x.flatten(start_dim=1))", "return torch.tanh(last(x))"
 D_START, G_START = "*convs, FC = self.children()", "FC, *deconvs, last = self.children()"
-REAL = "F.binary_cross_entropy_with_logits(D_out, torch.ones_like(D_out))"
+REAL = "F.binary_cross_entropy_with_logits(D_out, torch.full_like(D_out, label))"
 FAKE = "F.binary_cross_entropy_with_logits(D_out, torch.zeros_like(D_out))"
 INIT_KINDS = "isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))"
-D_LOSS, G_LOSS = "d_loss = real_loss(real_out) + fake_loss(fake_out)", "g_loss = real_loss(fake_out)"
+D_LOSS, G_LOSS = "d_loss = real_loss(real_out, 1 - label_smoothing) + fake_loss(fake_out)", "g_loss = real_loss(fake_out)"
 
 
 def mutants():
@@ -148,7 +148,7 @@ def mutants():
         ],
         "test_losses": [
             ("real_loss has label 0", "real_loss uses the other label", REAL, FAKE),
-            ("fake_loss has label 1", "fake_loss uses the other label", FAKE, REAL),
+            ("fake_loss has label 1", "fake_loss uses the other label", FAKE, FAKE.replace("zeros", "ones")),
             ("real_loss takes probabilities", "real_loss of 3 float32 logits fails", REAL,
              "F.binary_cross_entropy(D_out, torch.ones_like(D_out))"),
             ("real_loss takes a sigmoid twice", "without a sigmoid", REAL,
@@ -165,7 +165,7 @@ def mutants():
              "F.softplus(-D_out @ torch.ones(1, 1)).mean()"),
             ("real_loss overflows", "take the binary cross-entropy", REAL, "-torch.log(torch.sigmoid(D_out)).mean()"),
             ("real_loss has a smoothed label", "take the binary cross-entropy", REAL,
-             REAL.replace("torch.ones_like(D_out)", "0.9 * torch.ones_like(D_out)")),
+             REAL.replace("label", "0.9 * label")),
             ("fake_loss is a mean square", "take the binary cross-entropy", FAKE, "(D_out ** 2).mean()"),
             ("real_loss drops a part of its gradient", "wrong gradient", REAL,
              REAL.replace("(D_out,", "(D_out * 2 - D_out.detach(),")),
@@ -184,17 +184,16 @@ def mutants():
         "test_dataloader": [
             ("The loader does not shuffle", "same order in every epoch", "shuffle=True", "shuffle=False"),
             ("The loader shuffles once", "same order in every epoch", "shuffle=True",
-             "sampler=torch.randperm(len(images)).tolist()"),
+             "sampler=torch.randperm(len(train)).tolist()"),
             ("The loader shuffles inside batches only", "same order in every epoch",
-             "shuffle=True, drop_last=True,\n                      generator=torch.Generator().manual_seed(seed),\n"
-             "                      collate_fn=lambda indices: images[indices]",
-             "drop_last=True, collate_fn=lambda indices: images[indices][torch.randperm(16)]"),
+             "shuffle=True, drop_last=True, generator=order, collate_fn=batch",
+             "drop_last=True, collate_fn=lambda indices: batch(indices)[torch.randperm(16)]"),
             ("The loader draws with replacement", "without replacement", "shuffle=True",
-             "sampler=torch.utils.data.RandomSampler(images, True)"),
+             "sampler=torch.utils.data.RandomSampler(train, True)"),
             ("collate_fn draws with replacement", "again while others are left out", "images[indices]",
              "images[torch.tensor(indices)[torch.randint(16, (16,))]]"),
             ("The loader leaves out a half", "drop none but", "shuffle=True",
-             "sampler=torch.utils.data.RandomSampler(images, num_samples=75)"),
+             "sampler=torch.utils.data.RandomSampler(train, num_samples=65)"),
             ("collate_fn drops an image", "does collate_fn drop some", "images[indices]", "images[indices[1:]]"),
             ("The loader gives bytes", "torch.uint8", "images[indices].float() / 255", "images[indices]"),
             ("The loader gives 0 to 255", "must give images in [0, 1]", ".float() / 255", ".float()"),
@@ -526,7 +525,7 @@ def test_notebook_is_accepted(test, seed, capsys):
 
 def test_order_of_the_loader_is_kept():
     """What comes first in training must not depend on whether the loader was tested."""
-    tested, untested = (definitions().get_dataloader(16, 8) for _ in range(2))
+    tested, untested = (definitions().get_dataloader(16, 8)[0] for _ in range(2))
     tests.test_dataloader(tested)
     assert all(torch.equal(a, b) for a, b in zip(tested, untested))
 

@@ -16,7 +16,7 @@ SMALL = {"batch_size": 8, "n_epochs": 3, "d_conv_dim": 4, "g_conv_dim": 4, "z_si
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "faces"
-    make_faces(folder, count=44)
+    make_faces(folder, count=50)
     return folder
 
 
@@ -90,9 +90,9 @@ def test_average_follows_its_equation():
     torch.nn.init.constant_(current.weight, 3.0)
     current.num_batches_tracked += 7
     module.move_average(average, current, step=1)
-    assert torch.allclose(average.weight, torch.tensor(1 / 11 * 1.0 + 10 / 11 * 3.0))
+    assert torch.allclose(average.weight, torch.tensor(1 / 21 * 1.0 + 20 / 21 * 3.0))
     module.move_average(average, current, step=10**6)
-    assert torch.allclose(average.weight, torch.tensor(0.9 * (1 / 11 + 30 / 11) + 0.1 * 3.0))
+    assert torch.allclose(average.weight, torch.tensor(0.9 * (1 / 21 + 60 / 21) + 0.1 * 3.0))
     assert average.num_batches_tracked == 7
 
 
@@ -104,3 +104,25 @@ def test_augmentation_mirrors_about_half():
     assert 400 < mirrored.sum() < 600 and 400 < unchanged.sum() < 600
     module.augment = ""
     assert torch.equal(module.augmented(images), images)
+
+
+def test_learning_rates_fall_with_the_root_of_the_steps():
+    module = definitions(lr_decay=100, d_lr=1e-3, g_lr=4e-3)
+    optimizers = [torch.optim.Adam([torch.zeros(1, requires_grad=True)]) for _ in range(2)]
+    for step, factor in ((1, 1), (100, 1), (400, 0.5), (10_000, 0.1)):
+        module.slow_down(*optimizers, step)
+        assert [o.param_groups[0]["lr"] for o in optimizers] == pytest.approx([1e-3 * factor, 4e-3 * factor])
+    module.lr_decay = 0
+    module.slow_down(*optimizers, 10_000)
+    assert [o.param_groups[0]["lr"] for o in optimizers] == [1e-3, 4e-3]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_label_smoothing_is_of_real_images_only(smoothing):
+    module = definitions(augment="", label_smoothing=smoothing)
+    D = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 1))
+    real, fake = torch.rand(2, 8, 3, 32, 32) * 2 - 1
+    a, b = D(real).detach(), D(fake).detach()
+    wanted = (torch.nn.functional.softplus(-a) + smoothing * a).mean() + torch.nn.functional.softplus(b).mean()
+    loss, *_ = module.discriminator_step(D, torch.optim.SGD(D.parameters(), 0.1), real, fake)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
