@@ -666,11 +666,11 @@ def show_training(records, path):
     return figure
 
 
-def show_beside(sets, columns=6):
-    """Draw sets, {title: uint8 images (count, height, width, 3)}, each as a grid, side by side."""
+def show_beside(sets):
+    """Draw sets, {title: uint8 images (count, height, width, 3)}, each as a grid of six columns, side by side."""
     figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets), 4.8), layout="constrained")
     for axis, (title, images) in zip(axes, sets.items()):
-        axis.imshow(grid(images, columns), interpolation="nearest")
+        axis.imshow(grid(images, columns=6), interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()
     return figure
@@ -957,7 +957,7 @@ def inception_distances(a, b, device="cpu", **options):
         from torch_fidelity import calculate_metrics
     except ModuleNotFoundError:
         raise ModuleNotFoundError("fid is true and needs torch-fidelity: pip install torch-fidelity, or set fid to "
-                                  "false.") from None
+                                  "false; with resume true nothing is trained again.") from None
     inputs = [Subset(torch.from_numpy(images).permute(0, 3, 1, 2), range(len(images))) for images in (a, b)]
     subset = min(1000, len(a), len(b))
     try:
@@ -965,8 +965,8 @@ def inception_distances(a, b, device="cpu", **options):
                                   cuda=torch.device(device).type == "cuda", cache=False, save_cpu_ram=True,
                                   verbose=False, **options)
     except (OSError, HTTPException) as error:
-        raise OSError(f"FID and KID need a network that could not be downloaded ({reason(error)}); set fid to false, "
-                      "and resume to true.") from error
+        raise OSError(f"FID and KID need a network that could not be downloaded ({reason(error)}); set fid to false; "
+                      "with resume true nothing is trained again.") from error
     return {"fid": found["frechet_inception_distance"], "kid": found["kernel_inception_distance_mean"]}
 
 

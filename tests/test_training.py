@@ -10,7 +10,8 @@ import helpers
 from notebook import definitions, execute
 from test_notebook import make_faces
 
-SMALL = {"batch_size": 8, "n_epochs": 3, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "print_every": 2}
+SMALL = {"batch_size": 8, "n_epochs": 3, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "print_every": 2,
+         "lr_decay": 3}
 
 
 @pytest.fixture(scope="module")
