@@ -127,3 +127,12 @@ def test_label_smoothing_is_of_real_images_only(smoothing):
     wanted = (torch.nn.functional.softplus(-a) + smoothing * a).mean() + torch.nn.functional.softplus(b).mean()
     loss, *_ = module.discriminator_step(D, torch.optim.SGD(D.parameters(), 0.1), real, fake)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_discriminator_is_blind_to_the_contrast_of_a_batch_and_not_to_its_brightness():
+    module = definitions()
+    D = module.Discriminator(64).apply(module.weights_init_normal)
+    images = torch.rand(16, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        as_they_are, half, brighter = D(images), D(images / 2), D(images + 0.3)
+    assert (as_they_are - half).abs().max() < 0.02 < 0.1 < (as_they_are - brighter).abs().max()
