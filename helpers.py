@@ -8,6 +8,7 @@ import contextlib
 import copy
 import glob
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
@@ -143,6 +144,8 @@ def check_parameters(namespace):
         if not good:
             wanted = limits if kind in (str, bool) else f"{noun}, {limits}"
             faults.append(f"{name} must be {wanted}; it is {shown(namespace.get(name))}.")
+    if checked.get("fid") and not importlib.util.find_spec("torch_fidelity"):
+        faults.append("fid is true and needs a package: pip install torch-fidelity, or set fid to false.")
     if faults:
         raise ValueError(" ".join(faults))
     return checked
@@ -859,8 +862,10 @@ def save_generator(folder, G, z_size, conv_dim, image_size, **more):
 def keep_generator(run, folder="assets"):
     """Copy the generator of a finished run into folder, in half precision, with the run's metrics in generator.json.
 
-    Raises FileNotFoundError where the run has no generator or no metrics.json, which a finished run has."""
+    Raises FileNotFoundError with one sentence where there is no finished run."""
     run = Path(run)
+    if not (run / "metrics.json").exists():
+        raise FileNotFoundError(f"no run came to its end in {run}, it has no metrics.json; finish it with resume true.")
     about, metrics = (json.loads((run / f"{name}.json").read_text()) for name in ("generator", "metrics"))
     with safe_open(run / "generator.safetensors", "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}
@@ -951,13 +956,9 @@ def inception_distances(a, b, device="cpu", **options):
 
     Fréchet (Heusel et al. 2017, eq. 6) and kernel distance (Bińkowski et al. 2018), 0 is equal, of what an Inception
     network trained on ImageNet sees. torch-fidelity scales the images to 299x299 as the first implementation does, and
-    downloads the network once; options go to its calculate_metrics. Raises ModuleNotFoundError or OSError with one
-    sentence where the package is missing or the network cannot be had."""
-    try:
-        from torch_fidelity import calculate_metrics
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("fid is true and needs torch-fidelity: pip install torch-fidelity, or set fid to "
-                                  "false; with resume true nothing is trained again.") from None
+    downloads the network once; options go to its calculate_metrics. Raises OSError with one sentence where the network
+    cannot be had."""
+    from torch_fidelity import calculate_metrics
     inputs = [Subset(torch.from_numpy(images).permute(0, 3, 1, 2), range(len(images))) for images in (a, b)]
     subset = min(1000, len(a), len(b))
     try:
