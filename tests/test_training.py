@@ -129,7 +129,7 @@ def test_label_smoothing_is_of_real_images_only(smoothing):
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
-def test_discriminator_is_blind_to_the_contrast_of_a_batch_and_not_to_its_brightness():
+def test_untrained_discriminator_is_blind_to_the_contrast_of_a_batch_and_not_to_its_brightness():
     module = definitions()
     D = module.Discriminator(64).apply(module.weights_init_normal)
     images = torch.rand(16, 3, 32, 32) * 2 - 1
