@@ -74,6 +74,7 @@ RULES = {  # name: (type, what it must be, the test of it)
     "label_smoothing": (*REAL, "from 0 to less than 1", lambda v: 0 <= v < 1),
     "ema_decay": (*REAL, "from 0 (no averaging) to less than 1", lambda v: 0 <= v < 1),
     "augment": (*TEXT, "\"flip\" or \"\"", lambda v: v in ("", "flip")),
+    "instance_noise": (*REAL, "0 (none) or more", lambda v: v >= 0),
     "seed": (*WHOLE, "from 0 to 4294967295", lambda v: 0 <= v < 2**32),
     "device": (*TEXT, "auto, cuda, mps, xpu or cpu", lambda v: re.fullmatch("(auto|cuda|mps|xpu|cpu)(:[0-9]+)?", v)),
     "precision": (*TEXT, "auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),

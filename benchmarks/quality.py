@@ -25,7 +25,7 @@ from notebook import definitions, execute  # noqa: E402
 
 RECIPES = {
     "courses": {"batch_size": 128, "d_lr": 1e-3, "g_lr": 1e-3, "lr_decay": 0, "label_smoothing": 0.0, "ema_decay": 0.0,
-                "augment": ""},
+                "augment": "", "instance_noise": 0.0},
     "notebook": {},
 }
 MARKS = (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1)  # shares of the images after which the faces are measured

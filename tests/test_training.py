@@ -98,13 +98,22 @@ def test_average_follows_its_equation():
 
 
 def test_augmentation_mirrors_about_half():
-    module = definitions()
+    module = definitions(instance_noise=0.0)
     images = torch.rand(1000, 3, 4, 4)
     mirrored = (module.augmented(images) == images.flip(3)).flatten(1).all(dim=1)
     unchanged = (module.augmented(images) == images).flatten(1).all(dim=1)
     assert 400 < mirrored.sum() < 600 and 400 < unchanged.sum() < 600
     module.augment = ""
     assert torch.equal(module.augmented(images), images)
+
+
+def test_instance_noise_has_its_deviation_and_lets_gradients_through():
+    module = definitions(augment="", instance_noise=0.2)
+    images = torch.zeros(64, 3, 32, 32, requires_grad=True)
+    noisy = module.augmented(images)
+    assert noisy.mean().item() == pytest.approx(0, abs=0.003) and noisy.std().item() == pytest.approx(0.2, rel=0.02)
+    noisy.sum().backward()
+    assert torch.equal(images.grad, torch.ones_like(images))
 
 
 def test_learning_rates_fall_with_the_root_of_the_steps():
@@ -120,7 +129,7 @@ def test_learning_rates_fall_with_the_root_of_the_steps():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_label_smoothing_is_of_real_images_only(smoothing):
-    module = definitions(augment="", label_smoothing=smoothing)
+    module = definitions(augment="", instance_noise=0.0, label_smoothing=smoothing)
     D = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 1))
     real, fake = torch.rand(2, 8, 3, 32, 32) * 2 - 1
     a, b = D(real).detach(), D(fake).detach()
