@@ -65,9 +65,9 @@ def test_batch_size(value):
 @pytest.mark.parametrize("name, value", [
     ("dataset", ""), ("dataset", "\0"), ("dataset", "\ud800"), ("output_dir", " "), ("output_dir", 5),
     ("image_size", 48), ("image_size", "32x32"), ("d_lr", 0), ("d_lr", "-1e-3"), ("g_lr", True), ("beta1", 1),
-    ("beta2", "1.0"), ("ema_decay", -0.1), ("augment", "flop"), ("augment", False), ("instance_noise", -0.1), ("seed", -1), ("seed", 2**32),
-    ("device", "gpu"), ("device", "cuda:x"), ("device", "cpu\n"), ("device", None), ("precision", "fp16"),
-    ("resume", "yes"), ("resume", 1), ("resume", "")], ids=repr)
+    ("beta2", "1.0"), ("ema_decay", -0.1), ("augment", "flop"), ("augment", False), ("instance_noise", -0.1),
+    ("seed", -1), ("seed", 2**32), ("device", "gpu"), ("device", "cuda:x"), ("device", "cpu\n"),
+    ("device", None), ("precision", "fp16"), ("resume", "yes"), ("resume", 1), ("resume", "")], ids=repr)
 def test_other_parameters(name, value):
     refused(lambda: helpers.check_parameters({**DEFAULTS, name: value}), f"{name} must be ", "; it is ")
 
