@@ -1,6 +1,8 @@
 """The notebook's training loop: what an interrupt, a resume and a lost game do to it. Its own cells are executed."""
 import os
 import signal
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +64,23 @@ def test_interrupted_and_resumed_equals_uninterrupted(faces, tmp_path, precision
     for network in ("D", "G", "G_average"):
         for name, value in getattr(whole, network).state_dict().items():
             assert torch.equal(getattr(part, network).state_dict()[name], value), (network, name)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_interrupted_before_an_epochs_first_step(faces, tmp_path, epochs):
+    module, starts = set_up(faces, tmp_path), iter([False, False] * epochs + [True])
+
+    def interrupting_clock():
+        if next(starts, False):
+            os.kill(os.getpid(), signal.SIGINT)
+        return time.perf_counter()
+
+    module.time = SimpleNamespace(perf_counter=interrupting_clock)
+    module.train(module.D, module.G, 3)
+    assert len(module.records) == 5 * epochs and len(module.samples) == epochs
+    on = set_up(faces, tmp_path, resume=True)
+    on.train(on.D, on.G, 3)
+    assert len(on.records) == 15 and len(on.samples) == 3
 
 
 def test_more_epochs_is_a_resume_and_other_parameters_are_not(faces, tmp_path):
