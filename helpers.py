@@ -600,9 +600,9 @@ def as_pictures(loader, count):
     return pictures
 
 
-def zip_faces(run, path, count=7500, truncation=0.9, seed=0, quality=92):
+def zip_faces(run, path, count=7500, seed=0, quality=92):
     """Sample count faces from the generator kept in the folder run into a zip of JPEGs laid out as the course's."""
-    faces = load_generator(run)(count, seed, truncation)
+    faces = load_generator(run)(count, seed)
     with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for number, face in enumerate(faces):
             jpeg = io.BytesIO()
