@@ -600,13 +600,13 @@ def as_pictures(loader, count):
     return pictures
 
 
-def zip_faces(run, path, count=7500, seed=0, quality=92):
+def zip_faces(run, path, count=7500):
     """Sample count faces from the generator kept in the folder run into a zip of JPEGs laid out as the course's."""
-    faces = load_generator(run)(count, seed)
+    faces = load_generator(run)(count)
     with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for number, face in enumerate(faces):
             jpeg = io.BytesIO()
-            Image.fromarray(face).save(jpeg, "JPEG", quality=quality, optimize=True)
+            Image.fromarray(face).save(jpeg, "JPEG", quality=92, optimize=True)
             entry = zipfile.ZipInfo(f"processed_celeba_small/celeba/{number:06d}.jpg")  # a fixed date: same zip again
             archive.writestr(entry, jpeg.getvalue())
 

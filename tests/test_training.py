@@ -23,6 +23,12 @@ def faces(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def figures_closed():
+    yield
+    helpers.plt.close("all")
+
+
 def set_up(faces, run, **parameters):
     """The notebook's module, ready to train in the folder run, and the parameters that its checkpoint is to carry."""
     run.mkdir(exist_ok=True)
