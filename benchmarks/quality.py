@@ -49,6 +49,7 @@ def play(recipe, seed, images, data_dir, run):
     A row is a dict of epoch, images, seconds of training and the distance swd. What the folder has is not done again."""
     resume = (Path(run) / "checkpoint.pt").exists()
     run, device = helpers.start_run(run, resume), helpers.choose_device()
+    helpers.keep_freed_memory()
     module = definitions(data_dir=data_dir, run=run, resume=resume, seed=seed, device=device,
                          precision=helpers.choose_precision("auto", device)[0], **recipe)
     module.parameters = {name: getattr(module, name) for name in helpers.RULES}

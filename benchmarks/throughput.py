@@ -228,6 +228,7 @@ def main():
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     as_json, here = parser.parse_args().json, os.getcwd()
     device = helpers.choose_device()
+    helpers.keep_freed_memory()  # for both loops: it cannot be taken back
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()), \
             contextlib.redirect_stderr(io.StringIO()):
         os.chdir(scratch)

@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import platform
 import signal
 import socket
 import sys
@@ -161,6 +162,38 @@ def test_unknown_injected_names_are_refused():
 
 
 # --- Devices ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_keep_freed_memory():
+    import resource
+
+    def faults(rounds=20):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(rounds):
+            tensors = [torch.ones(2**21) for _ in range(3)]  # 8 MiB each, 2,048 pages of 4 KiB
+            del tensors
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / rounds
+
+    def in_a_process():
+        torch.set_num_threads(1)  # the parent's threads were not forked
+        by_default = faults()
+        helpers.keep_freed_memory()
+        faults(1)
+        Path("faults.json").write_text(json.dumps([by_default, faults()]))
+
+    process = child(in_a_process)
+    process.join(60)
+    by_default, kept = json.loads(Path("faults.json").read_text())
+    assert kept < by_default / 10
+
+
+def test_keep_freed_memory_elsewhere(monkeypatch):
+    for error in (TypeError, OSError):
+        monkeypatch.setattr(helpers.ctypes, "CDLL", mock.Mock(side_effect=error))
+        helpers.keep_freed_memory()
+    monkeypatch.setattr(helpers.ctypes, "CDLL", mock.Mock(return_value=object()))
+    helpers.keep_freed_memory()
+
 
 def test_choose_device(monkeypatch):
     assert helpers.choose_device("cpu").type == "cpu"

@@ -139,6 +139,9 @@ def test_instance_noise_has_its_deviation_and_lets_gradients_through():
     assert noisy.mean().item() == pytest.approx(0, abs=0.003) and noisy.std().item() == pytest.approx(0.2, rel=0.02)
     noisy.sum().backward()
     assert torch.equal(images.grad, torch.ones_like(images))
+    for dtype in (torch.float32, torch.bfloat16):  # randn_like would do too, but draws in channels_last one by one
+        layers = images.detach().to(dtype, memory_format=torch.channels_last)
+        assert module.augmented(layers).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_learning_rates_fall_with_the_root_of_the_steps():
