@@ -72,6 +72,7 @@ def test_quality(small, monkeypatch, capsys):
     monkeypatch.setattr(quality, "RECIPES", {name: recipe | tiny for name, recipe in quality.RECIPES.items()})
     monkeypatch.setattr(quality, "FACES", 20)
     monkeypatch.setattr(helpers, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(helpers, "choose_precision", lambda *_: ("fp32", "as the run to compare with"))
     monkeypatch.chdir(small.parent)
     monkeypatch.setattr(sys, "argv", ["quality.py", "--dataset", "faces", "--images", "130", "--seeds", "2",
                                       "--also", "ema_decay=0"])
