@@ -177,7 +177,7 @@ def keep_freed_memory():
     """Let this process keep the memory that tensors free, where the C library is glibc; elsewhere nothing happens.
 
     By default glibc gives freed megabytes back to the system, which then has to fill the next tensor with zeros, page by
-    page: on an AMD EPYC an eighth of a step of 16 faces in bf16. The numbers are those of malloc.h and mallopt(3), in bytes."""
+    page: on an AMD EPYC an eighth of a step of 16 faces in bf16. The numbers are those of malloc.h, the sizes in bytes."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # without mallopt, or a C library of no name
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 32 * 2**20)   # M_MMAP_THRESHOLD, at its largest
