@@ -74,12 +74,13 @@ RULES = {  # name: (type, what it must be, the test of it)
     "beta2": (*REAL, "from 0 to less than 1", lambda v: 0 <= v < 1),
     "label_smoothing": (*REAL, "from 0 to less than 1", lambda v: 0 <= v < 1),
     "ema_decay": (*REAL, "from 0 (no averaging) to less than 1", lambda v: 0 <= v < 1),
-    "augment": (*TEXT, "\"flip\" or \"\"", lambda v: v in ("", "flip")),
+    "augment": (*TEXT, "\"flip\", \"shift\", \"flip shift\" or \"\"", lambda v: v in ("", "flip", "shift", "flip shift")),
     "instance_noise": (*REAL, "0 (none) or more", lambda v: v >= 0),
     "seed": (*WHOLE, "from 0 to 4294967295", lambda v: 0 <= v < 2**32),
     "device": (*TEXT, "auto, cuda, mps, xpu or cpu", lambda v: re.fullmatch("(auto|cuda|mps|xpu|cpu)(:[0-9]+)?", v)),
     "precision": (*TEXT, "auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
     "fid": (*SWITCH, "true or false", lambda v: True),
+    "start_from": (*TEXT, "the folder of a run or \"\"", lambda v: v == "" or is_path(v)),
     "resume": (*SWITCH, "true or false", lambda v: True),
 }
 
@@ -148,6 +149,13 @@ def check_parameters(namespace):
             faults.append(f"{name} must be {wanted}; it is {shown(namespace.get(name))}.")
     if checked.get("fid") and not importlib.util.find_spec("torch_fidelity"):
         faults.append("fid is true and needs a package: pip install torch-fidelity, or set fid to false.")
+    if not faults and checked["start_from"] and not checked["resume"]:
+        start, output = (Path(os.path.expanduser(checked[name])) for name in ("start_from", "output_dir"))
+        if not (start / "checkpoint.pt").exists():
+            faults.append(f"start_from is {checked['start_from']!r}, and there is no checkpoint.pt in it; name the folder of "
+                          "a run, or set start_from to \"\".")
+        elif start.resolve() == output.resolve():
+            faults.append("start_from and output_dir are the same folder; choose another output_dir.")
     if faults:
         raise ValueError(" ".join(faults))
     return checked
@@ -625,6 +633,18 @@ def zip_faces(run, path, count=7500):
 
 # --- Pictures ---------------------------------------------------------------------------------------------------------
 
+def shifted(images):
+    """Half of images (count, channels, size, size), drawn at random, each moved by up to size // 8 pixels up or down and
+    left or right, with zeros where it came from; gradients pass through (translation, Zhao et al. 2020)."""
+    count, size, most = len(images), images.shape[-1], images.shape[-1] // 8
+    pixels = torch.randint(-most, most + 1, (count, 2), device=images.device)
+    pixels = pixels * (torch.rand(count, 1, device=images.device) < 0.5)
+    move = torch.eye(2, 3, device=images.device).repeat(count, 1, 1)
+    move[:, :, 2] = 2 * pixels / size
+    where = F.affine_grid(move, images.shape, align_corners=False)
+    return F.grid_sample(images.float(), where, mode="nearest", padding_mode="zeros", align_corners=False)
+
+
 def to_uint8(images):
     """Images in [-1, 1], float tensor (count, 3, height, width), as a uint8 array (count, height, width, 3)."""
     pixels = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
@@ -845,8 +865,8 @@ def load_checkpoint(path, parts, parameters, **same):
     except FileNotFoundError:
         raise ValueError(f"resume is true, but there is no {path} to go on from; set resume to false.") from None
     except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"{path} is no checkpoint of this notebook, or is damaged; move it away and set resume to "
-                         "false.") from error
+        raise ValueError(f"{path} is no checkpoint of this notebook, or is damaged; move it away and start without it "
+                         "(resume false, start_from \"\").") from error
     other = [f"{name} was {kept.get(name)!r} and is {wanted.get(name)!r}" for name in wanted
              if name not in MAY_CHANGE and kept.get(name) != wanted.get(name)]
     if other:
@@ -856,11 +876,19 @@ def load_checkpoint(path, parts, parameters, **same):
         for name, part in parts.items():
             copy.deepcopy(part).load_state_dict(state["parts"][name])  # a trial: none may change unless all can
     except Exception as error:
-        raise ValueError(f"{path} does not hold the state of these networks and optimizers; move it away and set "
-                         "resume to false.") from error
+        raise ValueError(f"{path} does not hold the state of these networks and optimizers; move it away and start "
+                         "without it (resume false, start_from \"\").") from error
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
     return state
+
+
+def load_networks(folder, parts, parameters):
+    """Put the networks that the run in folder has reached into parts, a dict of the checkpoint's names and networks.
+
+    Raises ValueError with one sentence, before anything is changed, where it holds none or they have other shapes."""
+    shape = {name: parameters[name] for name in ("image_size", "z_size", "d_conv_dim", "g_conv_dim")}
+    load_checkpoint(Path(os.path.expanduser(folder)) / "checkpoint.pt", parts, shape)
 
 
 def save_generator(folder, G, z_size, conv_dim, image_size, **more):
@@ -885,7 +913,7 @@ def keep_generator(run, folder="assets"):
     halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     with whole_file(Path(folder) / "generator.safetensors") as file:
         file.write(safetensors_bytes(halves))
-    for path in ("dataset", "output_dir"):  # of this machine, and of no use on another
+    for path in ("dataset", "output_dir", "start_from"):  # of this machine, and of no use on another
         metrics["parameters"].pop(path, None)
     save_json(Path(folder) / "generator.json", about | {"run": metrics})
 

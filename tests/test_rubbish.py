@@ -65,11 +65,23 @@ def test_batch_size(value):
 @pytest.mark.parametrize("name, value", [
     ("dataset", ""), ("dataset", "\0"), ("dataset", "\ud800"), ("output_dir", " "), ("output_dir", 5),
     ("image_size", 48), ("image_size", "32x32"), ("d_lr", 0), ("d_lr", "-1e-3"), ("g_lr", True), ("beta1", 1),
-    ("beta2", "1.0"), ("ema_decay", -0.1), ("augment", "flop"), ("augment", False), ("instance_noise", -0.1),
+    ("beta2", "1.0"), ("ema_decay", -0.1), ("augment", "flop"), ("augment", "flip,shift"), ("augment", False),
+    ("start_from", " "), ("start_from", 5), ("instance_noise", -0.1),
     ("seed", -1), ("seed", 2**32), ("device", "gpu"), ("device", "cuda:x"), ("device", "cpu\n"),
     ("device", None), ("precision", "fp16"), ("resume", "yes"), ("resume", 1), ("resume", "")], ids=repr)
 def test_other_parameters(name, value):
     refused(lambda: helpers.check_parameters({**DEFAULTS, name: value}), f"{name} must be ", "; it is ")
+
+
+def test_start_from(tmp_path):
+    here = {**DEFAULTS, "start_from": str(tmp_path), "output_dir": str(tmp_path.parent / tmp_path.name)}
+    refused(lambda: helpers.check_parameters(here), "there is no checkpoint.pt in it")
+    (tmp_path / "checkpoint.pt").touch()
+    refused(lambda: helpers.check_parameters(here), "start_from and output_dir are the same folder")
+    assert helpers.check_parameters({**here, "output_dir": "runs/other"})["start_from"] == str(tmp_path)
+    assert helpers.check_parameters({**DEFAULTS, "start_from": "gone", "resume": True})["start_from"] == "gone"
+    parts = {"D": torch.nn.Linear(2, 2)}
+    refused(lambda: helpers.load_networks(tmp_path, parts, DEFAULTS), "checkpoint.pt is no checkpoint of this notebook")
 
 
 def test_a_value_that_cannot_be_shown():

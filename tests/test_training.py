@@ -1,4 +1,5 @@
 """The notebook's training loop: what an interrupt, a resume and a lost game do to it. Its own cells are executed."""
+import copy
 import os
 import signal
 import time
@@ -99,6 +100,36 @@ def test_more_epochs_is_a_resume_and_other_parameters_are_not(faces, tmp_path):
         set_up(faces, tmp_path, resume=True, d_lr=0.01)
 
 
+def test_a_run_starts_from_the_networks_of_another(faces, tmp_path):
+    first = set_up(faces, tmp_path / "first")
+    first.train(first.D, first.G, 2)
+    wanted = {name: copy.deepcopy(getattr(first, name).state_dict()) for name in ("D", "G", "G_average")}
+    before = (tmp_path / "first" / "checkpoint.pt").read_bytes()
+    settings = {"start_from": str(tmp_path / "first"), "batch_size": 16, "ema_decay": 0.75, "d_lr": 1e-5}
+    second = set_up(faces, tmp_path / "second", **settings)
+    for name, state in wanted.items():
+        for key, value in getattr(second, name).state_dict().items():
+            assert torch.equal(value, state[key]), (name, key)
+    assert second.records == [] and not second.d_optimizer.state
+
+    interrupted_after(second, 1)  # one step: the average keeps three quarters of what it was
+    second.train(second.D, second.G, 1)
+    for key, value in second.G_average.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, 0.75 * wanted["G_average"][key] + 0.25 * second.G.state_dict()[key], atol=1e-6)
+    assert second.d_optimizer.param_groups[0]["lr"] == 1e-5
+
+    again = set_up(faces, tmp_path / "second", resume=True, **settings)
+    again.train(again.D, again.G, 1)
+    whole = set_up(faces, tmp_path / "whole", **settings)
+    whole.train(whole.D, whole.G, 1)
+    assert again.records == whole.records and (tmp_path / "first" / "checkpoint.pt").read_bytes() == before
+    with pytest.raises(ValueError, match="start_from was '.*first' and is ''"):
+        set_up(faces, tmp_path / "second", resume=True, **settings | {"start_from": ""})
+    with pytest.raises(ValueError, match="made with other settings: d_conv_dim was 4 and is 16"):
+        set_up(faces, tmp_path / "third", **settings | {"d_conv_dim": 16})
+
+
 def test_losses_that_are_not_finite_stop_the_run(faces, tmp_path):
     module = set_up(faces, tmp_path)
     module.train(module.D, module.G, 1)
@@ -130,6 +161,23 @@ def test_augmentation_mirrors_about_half():
     assert 400 < mirrored.sum() < 600 and 400 < unchanged.sum() < 600
     module.augment = ""
     assert torch.equal(module.augmented(images), images)
+
+
+def test_augmentation_moves_about_half_by_up_to_an_eighth():
+    module = definitions(augment="shift", instance_noise=0.0)
+    images = torch.rand(400, 3, 32, 32, requires_grad=True)
+    moved = module.augmented(images)
+    padded, unmoved, found = torch.nn.functional.pad(images, (4, 4, 4, 4)), 0, set()
+    for image, result in zip(padded, moved, strict=True):
+        at = [(y, x) for y in range(9) for x in range(9) if torch.equal(image[:, y:y + 32, x:x + 32], result)]
+        assert len(at) == 1
+        unmoved += at == [(4, 4)]
+        found |= set(at)
+    assert 160 < unmoved < 250 and {y for y, _ in found} == {x for _, x in found} == set(range(9))
+    moved.sum().backward()
+    assert set(images.grad.unique().tolist()) == {0.0, 1.0} and images.grad[:, :, 4:-4, 4:-4].min() == 1
+    module.augment = "flip shift"
+    assert 60 < sum(torch.equal(a, b) for a, b in zip(module.augmented(images), images, strict=True)) < 150
 
 
 def test_instance_noise_has_its_deviation_and_lets_gradients_through():
