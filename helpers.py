@@ -152,8 +152,8 @@ def check_parameters(namespace):
     if not faults and checked["start_from"] and not checked["resume"]:
         start, output = (Path(os.path.expanduser(checked[name])) for name in ("start_from", "output_dir"))
         if not (start / "checkpoint.pt").exists():
-            faults.append(f"start_from is {checked['start_from']!r}, and there is no checkpoint.pt in it; name the folder of "
-                          "a run, or set start_from to \"\".")
+            faults.append(f"start_from is {checked['start_from']!r}, and there is no checkpoint.pt in it; name the folder "
+                          "of a run, or set start_from to \"\".")
         elif start.resolve() == output.resolve():
             faults.append("start_from and output_dir are the same folder; choose another output_dir.")
     if faults:
