@@ -870,8 +870,8 @@ def load_checkpoint(path, parts, parameters, **same):
     other = [f"{name} was {kept.get(name)!r} and is {wanted.get(name)!r}" for name in wanted
              if name not in MAY_CHANGE and kept.get(name) != wanted.get(name)]
     if other:
-        raise ValueError(f"{path} was made with other settings: {'; '.join(other)}. Set them back, or set resume to "
-                         "false and choose another output_dir.")
+        raise ValueError(f"{path} was made with other settings: {'; '.join(other)}. Set them back, or start "
+                         "without it (resume false, start_from \"\").")
     try:
         for name, part in parts.items():
             copy.deepcopy(part).load_state_dict(state["parts"][name])  # a trial: none may change unless all can
