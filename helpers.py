@@ -151,8 +151,8 @@ def check_parameters(namespace):
         faults.append("fid is true and needs a package: pip install torch-fidelity, or set fid to false.")
     if not faults and checked["start_from"] and not checked["resume"]:
         start, output = (Path(os.path.expanduser(checked[name])) for name in ("start_from", "output_dir"))
-        if not (start / "checkpoint.pt").exists():
-            faults.append(f"start_from is {checked['start_from']!r}, and there is no checkpoint.pt in it; name the folder "
+        if not os.path.exists(start / "checkpoint.pt"):  # Path.exists raises where the name is too long
+            faults.append(f"start_from is {shown(checked['start_from'])}, and there is no checkpoint.pt in it; name the folder "
                           "of a run, or set start_from to \"\".")
         elif start.resolve() == output.resolve():
             faults.append("start_from and output_dir are the same folder; choose another output_dir.")

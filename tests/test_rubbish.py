@@ -76,6 +76,7 @@ def test_other_parameters(name, value):
 def test_start_from(tmp_path):
     here = {**DEFAULTS, "start_from": str(tmp_path), "output_dir": str(tmp_path.parent / tmp_path.name)}
     refused(lambda: helpers.check_parameters(here), "there is no checkpoint.pt in it")
+    refused(lambda: helpers.check_parameters({**here, "start_from": "x" * 5000}), "there is no checkpoint.pt in it")
     (tmp_path / "checkpoint.pt").touch()
     refused(lambda: helpers.check_parameters(here), "start_from and output_dir are the same folder")
     assert helpers.check_parameters({**here, "output_dir": "runs/other"})["start_from"] == str(tmp_path)
