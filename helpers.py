@@ -863,7 +863,7 @@ def load_checkpoint(path, parts, parameters, **same):
         kept = {**state["parameters"], **{name: state[name] for name in same}}
         wanted = {**parameters, **same}
     except FileNotFoundError:
-        raise ValueError(f"resume is true, but there is no {path} to go on from; set resume to false.") from None
+        raise ValueError(f"there is no {path} to go on from; start without it (resume false, start_from \"\").") from None
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} is no checkpoint of this notebook, or is damaged; move it away and start without it "
                          "(resume false, start_from \"\").") from error

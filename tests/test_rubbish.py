@@ -83,6 +83,8 @@ def test_start_from(tmp_path):
     assert helpers.check_parameters({**DEFAULTS, "start_from": "gone", "resume": True})["start_from"] == "gone"
     parts = {"D": torch.nn.Linear(2, 2)}
     refused(lambda: helpers.load_networks(tmp_path, parts, DEFAULTS), "checkpoint.pt is no checkpoint of this notebook")
+    message = refused(lambda: helpers.load_networks("gone", parts, DEFAULTS), "there is no gone/checkpoint.pt to go on from")
+    assert "resume is true" not in message and "start_from" in message
 
 
 def test_a_value_that_cannot_be_shown():
