@@ -913,8 +913,9 @@ def keep_generator(run, folder="assets"):
     halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     with whole_file(Path(folder) / "generator.safetensors") as file:
         file.write(safetensors_bytes(halves))
-    for path in ("dataset", "output_dir", "start_from"):  # of this machine, and of no use on another
+    for path in ("dataset", "output_dir"):  # of this machine, and of no use on another
         metrics["parameters"].pop(path, None)
+    metrics["parameters"]["start_from"] = Path(metrics["parameters"].get("start_from", "")).name
     save_json(Path(folder) / "generator.json", about | {"run": metrics})
 
 

@@ -853,11 +853,13 @@ def test_keep_generator_halves_the_file_and_keeps_the_faces():
     with pytest.raises(FileNotFoundError, match="no run came to its end in .*no metrics.json; finish it"):
         helpers.keep_generator(".", "kept")
     assert not any(Path("kept").iterdir())
-    helpers.save_json("metrics.json", {"parameters": {"dataset": "/a/path", "seed": 1}, "measures": {"swd": 20}})
+    parameters = {"dataset": "/a/path", "output_dir": "/b", "start_from": "/a/first/", "seed": 1}
+    helpers.save_json("metrics.json", {"parameters": parameters, "measures": {"swd": 20}})
     helpers.keep_generator(".", "kept")
     assert 1.9 < Path("generator.safetensors").stat().st_size / Path("kept/generator.safetensors").stat().st_size < 2.1
     about = json.loads(Path("kept/generator.json").read_text())
-    assert about["epochs"] == 3 and about["run"] == {"parameters": {"seed": 1}, "measures": {"swd": 20}}
+    assert about["epochs"] == 3
+    assert about["run"] == {"parameters": {"start_from": "first", "seed": 1}, "measures": {"swd": 20}}
     difference = helpers.load_generator("kept")(50).astype(int) - helpers.load_generator(".")(50)
     assert np.abs(difference).max() <= 2 and np.abs(difference).mean() < 0.1
 
