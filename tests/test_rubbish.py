@@ -469,7 +469,7 @@ def test_checkpoints(content):
 
 
 def test_no_checkpoint():
-    refused(lambda: helpers.load_checkpoint("absent.pt", {}, {}), "there is no absent.pt", "set resume to false")
+    refused(lambda: helpers.load_checkpoint("absent.pt", {}, {}), "there is no absent.pt", "resume false")
 
 
 @pytest.mark.parametrize("shapes", [{}, {"D": 1}, {"D": 1, "G": 2}], ids=["no-parts", "part-missing", "other-shape"])
