@@ -469,7 +469,8 @@ def test_checkpoints(content):
 
 
 def test_no_checkpoint():
-    refused(lambda: helpers.load_checkpoint("absent.pt", {}, {}), "there is no absent.pt", "resume false")
+    refused(lambda: helpers.load_checkpoint("absent.pt", {}, {}), "there is no absent.pt to go on from",
+            "start without it (resume false, start_from \"\")")
 
 
 @pytest.mark.parametrize("shapes", [{}, {"D": 1}, {"D": 1, "G": 2}], ids=["no-parts", "part-missing", "other-shape"])
