@@ -1,8 +1,8 @@
 """The notebook's recipe beside that of most DCGAN courses: how far from real faces are theirs after equally many images?
 
-    python benchmarks/quality.py                                           the embedded faces, in about ten minutes
-    python benchmarks/quality.py --dataset PATH --images 375000 --seeds 3  as long as that takes; killed, it goes on
-    python benchmarks/quality.py --also batch_size=64 --also ema_decay=0   the notebook's recipe with one change, too
+    python -m benchmarks.quality                                           the embedded faces, in about ten minutes
+    python -m benchmarks.quality --dataset PATH --images 375000 --seeds 3  as long as that takes; killed, it goes on
+    python -m benchmarks.quality --also batch_size=64 --also ema_decay=0   the notebook's recipe with one change, too
 
 The notebook's own loop plays all recipes, and its sliced Wasserstein distance to the faces held out measures them: lower
 is better. 2,000 faces of every row are kept in the run's folder as faces-EPOCH.npy, for whoever has another measure.
@@ -17,17 +17,13 @@ from statistics import mean
 
 import numpy as np
 import torch
+import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import helpers  # noqa: E402
-from notebook import definitions, execute  # noqa: E402
+import helpers
+from plumbing import files, photos, runs, settings, speed
+from plumbing.story import ROOT, definitions, ready_to_train
 
-RECIPES = {
-    "courses": {"batch_size": 128, "d_lr": 1e-3, "g_lr": 1e-3, "lr_decay": 0, "label_smoothing": 0.0, "ema_decay": 0.0,
-                "augment": "", "instance_noise": 0.0},
-    "notebook": {},
-}
+RECIPES = {"courses": yaml.safe_load((ROOT / "recipes" / "classic.yaml").read_text()), "notebook": {}}
 MARKS = (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1)  # shares of the images after which the faces are measured
 FACES = 2000
 
@@ -35,12 +31,12 @@ FACES = 2000
 def with_change(text):
     """{name: value} from text such as "batch_size=64", converted as the notebook converts its parameters."""
     name, _, value = text.partition("=")
-    if name not in helpers.RULES:
-        raise argparse.ArgumentTypeError(f"{name!r} is no parameter of the notebook")
+    if name not in settings.Settings.model_fields:
+        raise argparse.ArgumentTypeError(f"{name!r} is not a parameter of the notebook")
     try:
-        return {name: helpers.convert(value, helpers.RULES[name][0])}
+        return {name: settings.check({**vars(definitions()), name: value})[name]}
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def play(recipe, seed, images, data_dir, run):
@@ -48,27 +44,25 @@ def play(recipe, seed, images, data_dir, run):
 
     A row is a dict of epoch, images, seconds of training and the distance swd. What the folder has is not done again."""
     resume = (Path(run) / "checkpoint.pt").exists()
-    run, device = helpers.start_run(run, resume), helpers.choose_device()
-    helpers.keep_freed_memory()
-    module = definitions(data_dir=data_dir, run=run, resume=resume, seed=seed, device=device,
-                         precision=helpers.choose_precision("auto", device)[0], **recipe)
-    module.parameters = {name: getattr(module, name) for name in helpers.RULES}
-    execute(module, "setup")
+    run, device = runs.start_run(run, resume), runs.choose_device()
+    speed.keep_freed_memory()
+    module = ready_to_train(data_dir=data_dir, run=run, resume=resume, seed=seed, device=device,
+                            precision=speed.choose_precision("auto", device)[0], **recipe)
     rows = json.loads((run / "quality.json").read_text()) if resume and (run / "quality.json").exists() else []
     real = helpers.as_pictures(module.celeba_test_loader, FACES)
     an_epoch = len(module.celeba_train_loader) * module.batch_size
     for epoch in sorted({max(1, int(images * share / an_epoch)) for share in MARKS}):
-        if epoch < len(module.samples) or epoch in [row["epoch"] for row in rows]:
+        if epoch < len(module.state.samples) or epoch in [row["epoch"] for row in rows]:
             continue
-        module.train(module.D, module.G, epoch)
+        module.train(module.state, module.celeba_train_loader, epoch)
         with torch.random.fork_rng([]):  # the game goes on as if nobody had looked
             torch.manual_seed(seed)
             faces = module.generate(module.G_average, module.random_z(FACES))
-        with helpers.whole_file(run / f"faces-{epoch}.npy") as file:
+        with files.whole_file(run / f"faces-{epoch}.npy") as file:
             np.save(file, faces)
-        rows.append({"epoch": epoch, "images": epoch * an_epoch, "seconds": sum(module.seconds),
+        rows.append({"epoch": epoch, "images": epoch * an_epoch, "seconds": sum(module.state.seconds),
                      "swd": helpers.sliced_wasserstein(faces[:len(real)], real)})
-        helpers.save_json(run / "quality.json", rows)
+        files.write_json(run / "quality.json", rows)
     return rows
 
 
@@ -99,7 +93,7 @@ def main():
     parser.add_argument("--also", type=with_change, action="append", default=[], metavar="NAME=VALUE",
                         help="the notebook's recipe with this change as well")
     options = parser.parse_args()
-    data_dir, results = helpers.prepare_data(options.dataset), {}
+    data_dir, results = photos.prepare_data(options.dataset), {}
     recipes = RECIPES | {" ".join(map(str, *change.items())): RECIPES["notebook"] | change for change in options.also}
     for seed in range(options.seeds):
         for name, recipe in recipes.items():
@@ -108,9 +102,9 @@ def main():
                 rows = play(recipe, seed, options.images, data_dir, f"{options.output}/{name}-{seed}")
             results.setdefault(name, []).append(rows)
     print(*table(results), sep="\n")
-    device = helpers.choose_device()
-    print(f"\n{helpers.device_name(device)}; "
-          + ", ".join(f"{name} {version}" for name, version in helpers.versions().items()))
+    device = runs.choose_device()
+    print(f"\n{runs.device_name(device)}; "
+          + ", ".join(f"{name} {version}" for name, version in runs.versions().items()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How fast the notebook trains on this machine, beside the loop that most DCGAN courses teach.
 
-    python benchmarks/throughput.py           a table, in about three minutes
-    python benchmarks/throughput.py --json    the same for machines
+    python -m benchmarks.throughput           a table, in about three minutes
+    python -m benchmarks.throughput --json    the same for machines
 
 Both train the same two networks on the embedded faces, in batches of 128, in turns, so that a machine that slows down
 slows both. The networks, the steps and the loop are imported from the notebook; only the courses' loop is written here.
@@ -26,10 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import helpers  # noqa: E402
-from notebook import definitions, execute  # noqa: E402
+from plumbing import photos, runs, speed
+from plumbing.story import ROOT, definitions, ready_to_train
 
 BATCH, STEPS, ROUNDS = 128, 12, 5
 ZIP = ROOT / "processed_celeba_small.zip"
@@ -78,10 +76,7 @@ def courses_loop(module, folder):
 def set_up(folder, run, precision, device):
     """The notebook, ready to train in batches of 128 with its own defaults."""
     run.mkdir()
-    module = definitions(batch_size=BATCH, precision=precision, device=device, data_dir=folder, run=run)
-    module.parameters = {name: getattr(module, name) for name in helpers.RULES}
-    execute(module, "setup")
-    return module
+    return ready_to_train(batch_size=BATCH, precision=precision, device=device, data_dir=folder, run=run)
 
 
 def rate_of_courses(loop, device):
@@ -106,7 +101,7 @@ def rate_of_notebook(module):
         ends.append(time.perf_counter())
 
     module.move_average = last_of_the_step
-    module.train(module.D, module.G, len(module.samples) + 1)
+    module.train(module.state, module.celeba_train_loader, len(module.state.samples) + 1)
     module.move_average = move_average
     return (STEPS - 1) * BATCH / (ends[STEPS - 1] - ends[0])
 
@@ -128,7 +123,7 @@ def share_outside_the_step(module):
         setattr(module, name, timed(getattr(module, name)))
     G.forward = timed(G.forward)
     start = time.perf_counter()
-    module.train(module.D, G, len(module.samples) + 1)
+    module.train(module.state, module.celeba_train_loader, len(module.state.samples) + 1)
     return 1 - sum(inside) / (time.perf_counter() - start)
 
 
@@ -171,8 +166,8 @@ def floor_of_the_step(module):
 
 def measure(device):
     """All that the table shows, as a dict; times in seconds, rates in images a second."""
-    folder = helpers.unzip(ZIP)
-    files = [folder / name for name, *_ in helpers.image_files(folder)]
+    folder = photos.unzip(ZIP)
+    files = photos.image_files(folder)
     twice, few = Path("twice"), Path("few")  # few: as many faces as a round has steps to take, and the eighth held out
     for copy, some in ((twice / "1", files), (twice / "2", files), (few, files[:-(-STEPS * BATCH * 8 // 7)])):
         copy.mkdir(parents=True)
@@ -181,10 +176,10 @@ def measure(device):
     results = {"decoded_files": 2 * len(files)}
     for name in ("decoding", "from_cache"):
         start = time.perf_counter()
-        helpers.load_images(twice, 32)
+        photos.load_images(twice, 32)
         results[name] = time.perf_counter() - start
 
-    auto, results["why"] = helpers.choose_precision("auto", device)
+    auto, results["why"] = speed.choose_precision("auto", device)
     results["precision"] = auto
     loops = {"courses": courses_loop(definitions(device=device), files[0].parent.parent)}
     loops |= {kind: set_up(few, Path(f"run-{kind}"), kind, device) for kind in dict.fromkeys(("fp32", auto))}
@@ -227,8 +222,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     as_json, here = parser.parse_args().json, os.getcwd()
-    device = helpers.choose_device()
-    helpers.keep_freed_memory()  # for both loops: it cannot be taken back
+    device = runs.choose_device()
+    speed.keep_freed_memory()  # for both loops: it cannot be taken back
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()), \
             contextlib.redirect_stderr(io.StringIO()):
         os.chdir(scratch)
@@ -236,7 +231,7 @@ def main():
             results = measure(device)
         finally:
             os.chdir(here)
-    results |= {"device": helpers.device_name(device), "batch_size": BATCH, "versions": helpers.versions()}
+    results |= {"device": runs.device_name(device), "batch_size": BATCH, "versions": runs.versions()}
     if as_json:
         print(json.dumps(results, indent=1))
     else:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-import helpers
+from conftest import make_faces, set_up
+
 from benchmarks import quality, throughput
-from notebook import definitions
-from test_notebook import make_faces
-from test_training import set_up
+from plumbing import runs, speed
+from plumbing.story import definitions
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def small(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("auto", ["fp32", "bf16"])
 def test_throughput(small, monkeypatch, capsys, auto):
-    monkeypatch.setattr(helpers, "choose_precision", lambda name, device: (auto, "so it is said"))
-    monkeypatch.setattr(helpers, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(speed, "choose_precision", lambda name, device: (auto, "so it is said"))
+    monkeypatch.setattr(runs, "choose_device", lambda: torch.device("cpu"))
     kinds = ["courses", *dict.fromkeys(["fp32", auto])]
     monkeypatch.setattr(sys, "argv", ["throughput.py", "--json"])
     throughput.main()
@@ -71,8 +71,8 @@ def test_quality(small, monkeypatch, capsys):
     tiny = {"batch_size": 8, "d_conv_dim": 4, "g_conv_dim": 4, "lr_decay": 3}
     monkeypatch.setattr(quality, "RECIPES", {name: recipe | tiny for name, recipe in quality.RECIPES.items()})
     monkeypatch.setattr(quality, "FACES", 20)
-    monkeypatch.setattr(helpers, "choose_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(helpers, "choose_precision", lambda *_: ("fp32", "as the run to compare with"))
+    monkeypatch.setattr(runs, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(speed, "choose_precision", lambda *_: ("fp32", "as the run to compare with"))
     monkeypatch.chdir(small.parent)
     monkeypatch.setattr(sys, "argv", ["quality.py", "--dataset", "faces", "--images", "130", "--seeds", "2",
                                       "--also", "ema_decay=0"])
@@ -91,13 +91,14 @@ def test_quality(small, monkeypatch, capsys):
     kept = torch.load("runs/quality/notebook-1/checkpoint.pt", weights_only=True)
     whole = set_up(small.parent / "faces", small.parent / "unseen", seed=1, z_size=100, **tiny)
     with contextlib.redirect_stdout(None):
-        whole.train(whole.D, whole.G, 3)
+        whole.train(whole.state, whole.celeba_train_loader, 3)
     assert not np.array_equal(faces["notebook-0"], faces["ema_decay 0.0-0"])
-    assert whole.records == kept["records"]  # as if nobody had looked in between
+    assert whole.state.records == kept["records"]  # as if nobody had looked in between
 
 
-@pytest.mark.parametrize("text, sentence", [("batch=3", "'batch' is no parameter of the notebook"),
-                                            ("d_lr=fast", "'d_lr=fast'"), ("seed", "'seed'")])
+@pytest.mark.parametrize("text, sentence", [("batch=3", "'batch' is not a parameter of the notebook"),
+                                            ("d_lr=fast", "d_lr must be a number, more than 0; it is 'fast'"),
+                                            ("seed", "seed must be a whole number")])
 def test_quality_refuses_wrong_changes(text, sentence, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["quality.py", "--also", text])
     with pytest.raises(SystemExit):

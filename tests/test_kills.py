@@ -7,14 +7,12 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from types import SimpleNamespace
 
-import pytest
 import torch
+from conftest import make_faces, posix, set_up
 
 import helpers
-from test_notebook import make_faces
-from test_training import set_up
+from plumbing import runs
 
 KILLS = 50
 
@@ -22,15 +20,16 @@ KILLS = 50
 def train(faces, run, n_epochs):
     """Train in the folder run, from its checkpoint if it has one. The networks are large enough for a file of 5 MB."""
     torch.set_num_threads(1)
-    helpers.LiveGrid = lambda: SimpleNamespace(show=lambda images, title: None)  # drawing would take most of the time
+    helpers.show_faces = helpers.show_live = lambda *_, **__: None  # drawing would take most of the time
     resume = (run / "checkpoint.pt").exists()
-    module = set_up(faces, helpers.start_run(run, resume), resume=resume, d_conv_dim=16, g_conv_dim=16)
-    module.train(module.D, module.G, n_epochs)
+    module = set_up(faces, runs.start_run(run, resume), resume=resume, d_conv_dim=16, g_conv_dim=16)
+    module.train(module.state, module.celeba_train_loader, n_epochs)
 
 
 def serve():
     """For each line "folder epochs" on standard input a forked child that trains: importing torch takes long."""
     faces = Path(sys.argv[1])
+    print("ready", flush=True)
     for line in sys.stdin:
         run, n_epochs = line.split()
         child = os.fork()
@@ -47,7 +46,7 @@ def serve():
 
 
 def epochs_of(run):
-    """Epochs in the checkpoint of run, which must be whole; 0 where there is none yet."""
+    """Epochs in the checkpoint of run, which must be whole; 0 if there is none yet."""
     if not (run / "checkpoint.pt").exists():
         return 0
     state = torch.load(run / "checkpoint.pt", weights_only=True)
@@ -55,9 +54,9 @@ def epochs_of(run):
     return len(state["samples"])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forked")
+@posix
 def test_killed_fifty_times(tmp_path):
-    make_faces(tmp_path / "faces", count=50)
+    make_faces(tmp_path / "faces")
     server = subprocess.Popen([sys.executable, __file__, tmp_path / "faces"], text=True, stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
 
@@ -65,12 +64,21 @@ def test_killed_fifty_times(tmp_path):
         print(run, n_epochs, file=server.stdin, flush=True)
         return int(server.stdout.readline())
 
+    def end():
+        return int(server.stdout.readline())
+
+    assert server.stdout.readline() == "ready\n"
+    began = time.perf_counter()
+    start(tmp_path / "paced", 3)
+    assert end() == 0
+    pace = time.perf_counter() - began  # so that some kills come before an epoch's end and some after it on any machine
+
     moments, run, done, in_writing = random.Random(0), tmp_path / "killed", 0, 0
     for _ in range(KILLS):
         child = start(run, 10**6)
-        time.sleep(moments.uniform(0, 1))
+        time.sleep(moments.uniform(0, pace))
         os.kill(child, signal.SIGKILL)
-        assert int(server.stdout.readline()) == -signal.SIGKILL
+        assert end() == -signal.SIGKILL
         before, done = done, epochs_of(run)
         assert done >= before
         in_writing += any(run.glob("*.partial"))
@@ -79,7 +87,7 @@ def test_killed_fifty_times(tmp_path):
 
     for folder in (run, tmp_path / "whole"):
         start(folder, done + 1)
-        assert int(server.stdout.readline()) == 0
+        assert end() == 0
     server.stdin.close()
     assert server.wait() == 0
     killed, whole = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (run, tmp_path / "whole"))

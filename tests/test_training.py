@@ -8,35 +8,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import make_faces, set_up
 
-import helpers
-from notebook import definitions, execute
-from test_notebook import make_faces
-
-SMALL = {"batch_size": 8, "n_epochs": 3, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "print_every": 2,
-         "lr_decay": 3}
+from plumbing.story import definitions
 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
+    """46 images, 40 of them to train on: five steps an epoch."""
     folder = tmp_path_factory.mktemp("data") / "faces"
-    make_faces(folder, count=50)
+    make_faces(folder)
     return folder
 
 
-@pytest.fixture(autouse=True)
-def figures_closed():
-    yield
-    helpers.plt.close("all")
-
-
-def set_up(faces, run, **parameters):
-    """The notebook's module, ready to train in the folder run, and the parameters that its checkpoint is to carry."""
-    run.mkdir(exist_ok=True)
-    module = definitions(**(SMALL | {"data_dir": faces, "run": run} | parameters))
-    module.parameters = {name: getattr(module, name) for name in helpers.RULES if name not in ("device", "output_dir")}
-    execute(module, "setup")
-    return module
+def play(module, n_epochs=3):
+    module.train(module.state, module.celeba_train_loader, n_epochs, print_every=2)
 
 
 def interrupted_after(module, steps):
@@ -52,22 +38,32 @@ def interrupted_after(module, steps):
     module.generator_step = interrupting_step
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_interrupted_and_resumed_equals_uninterrupted(faces, tmp_path, precision):
-    whole = set_up(faces, tmp_path / "whole", precision=precision)
-    whole.train(whole.D, whole.G, 3, 2)
-    assert len(whole.records) == 15 and len(whole.samples) == 3
+def use(module):
+    """Draw random numbers, images and faces, as the cells below the loop do."""
+    torch.manual_seed(1)
+    next(iter(module.celeba_train_loader))
+    module.generate(module.G_average, module.random_z(3))
 
-    steps_done = 0
+
+@pytest.mark.parametrize("process", ["new", "same"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_interrupted_and_resumed_equals_uninterrupted(faces, tmp_path, precision, process):
+    whole = set_up(faces, tmp_path / "whole", precision=precision)
+    play(whole)
+    assert len(whole.state.records) == 15 and len(whole.state.samples) == 3
+
+    part, steps_done = None, 0
     for steps in (1, 3, 1, 4, 2, 100):  # in mid-epoch, on its last step, twice in one epoch, not at all
-        part = set_up(faces, tmp_path / "part", precision=precision, resume=steps_done > 0)
-        assert len(part.records) == steps_done
+        if part is None or process == "new":
+            part = set_up(faces, tmp_path / "part", precision=precision, resume=steps_done > 0)
+        assert len(part.state.records) == steps_done
         interrupted_after(part, steps)
-        part.train(part.D, part.G, 3, 2)
+        play(part)
         steps_done = min(15, steps_done + steps)
-        assert len(part.records) == steps_done
-    assert part.records == whole.records
-    assert all(np.array_equal(a, b) for a, b in zip(part.samples, whole.samples, strict=True))
+        assert len(part.state.records) == steps_done
+        use(part)
+    assert part.state.records == whole.state.records
+    assert all(map(np.array_equal, part.state.samples, whole.state.samples)) and len(part.state.samples) == 3
     for network in ("D", "G", "G_average"):
         for name, value in getattr(whole, network).state_dict().items():
             assert torch.equal(getattr(part, network).state_dict()[name], value), (network, name)
@@ -83,26 +79,26 @@ def test_interrupted_before_an_epochs_first_step(faces, tmp_path, epochs):
         return time.perf_counter()
 
     module.time = SimpleNamespace(perf_counter=interrupting_clock)
-    module.train(module.D, module.G, 3)
-    assert len(module.records) == 5 * epochs and len(module.samples) == epochs
+    play(module)
+    assert len(module.state.records) == 5 * epochs and len(module.state.samples) == epochs
     on = set_up(faces, tmp_path, resume=True)
-    on.train(on.D, on.G, 3)
-    assert len(on.records) == 15 and len(on.samples) == 3
+    play(on)
+    assert len(on.state.records) == 15 and len(on.state.samples) == 3
 
 
 def test_more_epochs_is_a_resume_and_other_parameters_are_not(faces, tmp_path):
     first = set_up(faces, tmp_path)
-    first.train(first.D, first.G, 1)
+    play(first, 1)
     longer = set_up(faces, tmp_path, resume=True)
-    longer.train(longer.D, longer.G, 2)
-    assert len(longer.records) == 10 and longer.records[:5] == first.records
+    play(longer, 2)
+    assert len(longer.state.records) == 10 and longer.state.records[:5] == first.state.records
     with pytest.raises(ValueError, match="made with other settings: d_lr was 0.0002 and is 0.01"):
         set_up(faces, tmp_path, resume=True, d_lr=0.01)
 
 
 def test_a_run_starts_from_the_networks_of_another(faces, tmp_path):
     first = set_up(faces, tmp_path / "first")
-    first.train(first.D, first.G, 2)
+    play(first, 2)
     wanted = {name: copy.deepcopy(getattr(first, name).state_dict()) for name in ("D", "G", "G_average")}
     before = (tmp_path / "first" / "checkpoint.pt").read_bytes()
     settings = {"start_from": str(tmp_path / "first"), "batch_size": 16, "ema_decay": 0.75, "d_lr": 1e-5}
@@ -110,20 +106,20 @@ def test_a_run_starts_from_the_networks_of_another(faces, tmp_path):
     for name, state in wanted.items():
         for key, value in getattr(second, name).state_dict().items():
             assert torch.equal(value, state[key]), (name, key)
-    assert second.records == [] and not second.d_optimizer.state
+    assert second.state.records == [] and not second.d_optimizer.state
 
     interrupted_after(second, 1)  # one step: the average keeps three quarters of what it was
-    second.train(second.D, second.G, 1)
+    play(second, 1)
     for key, value in second.G_average.state_dict().items():
         if value.is_floating_point():
             assert torch.allclose(value, 0.75 * wanted["G_average"][key] + 0.25 * second.G.state_dict()[key], atol=1e-6)
     assert second.d_optimizer.param_groups[0]["lr"] == 1e-5
 
     again = set_up(faces, tmp_path / "second", resume=True, **settings)
-    again.train(again.D, again.G, 1)
+    play(again, 1)
     whole = set_up(faces, tmp_path / "whole", **settings)
-    whole.train(whole.D, whole.G, 1)
-    assert again.records == whole.records and (tmp_path / "first" / "checkpoint.pt").read_bytes() == before
+    play(whole, 1)
+    assert again.state.records == whole.state.records and (tmp_path / "first" / "checkpoint.pt").read_bytes() == before
     with pytest.raises(ValueError, match="start_from was '.*first' and is ''"):
         set_up(faces, tmp_path / "second", resume=True, **settings | {"start_from": ""})
     with pytest.raises(ValueError, match="made with other settings: d_conv_dim was 4 and is 16"):
@@ -132,12 +128,12 @@ def test_a_run_starts_from_the_networks_of_another(faces, tmp_path):
 
 def test_losses_that_are_not_finite_stop_the_run(faces, tmp_path):
     module = set_up(faces, tmp_path)
-    module.train(module.D, module.G, 1)
+    play(module, 1)
     good = (tmp_path / "checkpoint.pt").read_bytes()
     with torch.no_grad():
         next(module.G.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"no longer finite at step 6 \(before: .*checkpoint.pt"):
-        module.train(module.D, module.G, 2)
+        play(module, 2)
     assert (tmp_path / "checkpoint.pt").read_bytes() == good
 
 
@@ -215,7 +211,7 @@ def test_label_smoothing_is_of_real_images_only(smoothing):
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
-def test_untrained_discriminator_is_blind_to_the_contrast_of_a_batch_and_not_to_its_brightness():
+def test_batchnorm_hides_contrast_but_not_brightness():
     module = definitions()
     D = module.Discriminator(64).apply(module.weights_init_normal)
     images = torch.rand(16, 3, 32, 32) * 2 - 1

@@ -1,6 +1,6 @@
 """Execute face_generation.ipynb in place with its default parameters, and keep only what GitHub can render.
 
-    python tests/execute_notebook.py
+    python -m tools.execute_notebook
 
 Run it after every change of the notebook: the repository holds the notebook as executed from top to bottom. The
 pictures of the run go to assets. Progress bars are dropped, since without a running kernel they show nothing; pictures
@@ -13,7 +13,7 @@ import nbformat
 import papermill
 from PIL import Image
 
-from notebook import NOTEBOOK, ROOT
+from plumbing.story import NOTEBOOK, ROOT
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

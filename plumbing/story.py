@@ -1,9 +1,11 @@
-"""The notebook's own definitions, for tests and benchmarks, so that none of them is a copy that could drift."""
+"""The notebook's own definitions as a module, for tests and benchmarks, so that none of them is copied."""
 from pathlib import Path
 from types import ModuleType
 
 import nbformat
 import torch
+
+from .settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "face_generation.ipynb"
@@ -24,9 +26,17 @@ def execute(module, tag):
 def definitions(**parameters):
     """A module of what the cells tagged `definitions` define, with parameters set over the notebook's defaults.
 
-    Its functions look names up in it, as they do in the notebook: set an attribute to change what they see. device and
+    Its functions look names up in it, as in the notebook: set an attribute to change what they see. device and
     precision are the derived ones, torch.device("cpu") and "fp32" unless given."""
     module = ModuleType("face_generation")
     execute(module, "definitions")
     vars(module).update({"device": torch.device("cpu"), "precision": "fp32"} | parameters)
+    return module
+
+
+def ready_to_train(**parameters):
+    """definitions(**parameters) after the cells tagged `setup`: networks, optimizers, loaders (of data_dir), state (in run)."""
+    module = definitions(**parameters)
+    module.parameters = {name: getattr(module, name) for name in Settings.model_fields}
+    execute(module, "setup")
     return module

@@ -1,0 +1,40 @@
+"""Files that appear whole or not at all."""
+import contextlib
+import json
+import os
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A binary file to write; it appears at path complete and on disk, or not at all. path has one writer at a time.
+
+    Raises OSError with one sentence if it cannot be written; the previous file is then unchanged."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        fault = error if isinstance(error, OSError) else error.__context__  # torch.save covers an OSError with its own
+        if not isinstance(fault, OSError):
+            raise
+        raise OSError(f"{path} cannot be written ({fault.strerror or fault}); the previous file is unchanged. "
+                      "Free some space or choose another output_dir.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def write(path, content):
+    """Write content (bytes) to path as a whole_file."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def write_json(path, content):
+    """Write content as JSON to path. Raises ValueError for NaN and infinity, which JSON does not have (RFC 8259)."""
+    write(path, json.dumps(content, indent=1, allow_nan=False).encode())

@@ -1,0 +1,225 @@
+"""A run's device, folder, state and bookkeeping."""
+import contextlib
+import copy
+import itertools
+import math
+import platform
+import signal
+import threading
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import filelock
+import numpy as np
+import torch
+import torchvision
+
+from .files import whole_file
+
+COLUMNS = ("g_loss", "d_loss", "real_accuracy", "fake_accuracy")  # of a record: one step's losses, and how often D is right
+LOCKS = []  # of this process's runs: a lock ends with the last reference to it
+
+
+def choose_device(name="auto"):
+    """The torch.device for name; "auto" is this machine's accelerator, or the CPU if it has none.
+
+    Raises ValueError if the named device is not on this machine."""
+    if name == "auto":
+        name = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
+        raise ValueError(f"device is {str(name)!r}, and PyTorch does not find it here; use \"auto\" or \"cpu\".") from error
+
+
+def device_name(device):
+    """The name that the maker gave this device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in open("/proc/cpuinfo"):
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+
+
+def versions():
+    """Names and versions of what computes the results."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "numpy": np.__version__}
+
+
+def start_run(output_dir, resume):
+    """The folder output_dir as a Path, made and locked for this process until it ends.
+
+    A run that is already there is moved aside (to output_dir-1, -2, ...), unless resume goes on with it. Raises
+    ValueError if another process runs in it and OSError if it cannot be made."""
+    run = Path(output_dir).expanduser()
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(run.with_name(f".{run.name}.lock"), is_singleton=True, timeout=0)
+        lock.acquire()
+        LOCKS.append(lock)
+        if not resume and (run / "checkpoint.pt").exists():
+            aside = next(p for n in itertools.count(1) if not (p := run.with_name(f"{run.name}-{n}")).exists())
+            run.rename(aside)
+            print(f"The run that was in {run} is now in {aside}.")
+        run.mkdir(exist_ok=True)
+        for old in (run / "metrics.json", *run.glob("*.partial")):  # partial: of a run that was killed
+            old.unlink(missing_ok=True)
+    except filelock.Timeout as error:
+        raise ValueError(f"Another run is writing to {run}; wait for its end or choose another output_dir.") from error
+    except OSError as error:
+        raise OSError(f"output_dir {str(run)!r} cannot be used ({error.strerror or error}).") from error
+    return run
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Inside, the first interrupt (the notebook's stop button, Ctrl-C) sets the yielded event and lets the step end.
+
+    A second one interrupts at once, as anywhere else."""
+    stop, usual = threading.Event(), signal.getsignal(signal.SIGINT)
+
+    def remember(number, frame):
+        stop.set()
+        signal.signal(signal.SIGINT, usual)
+
+    mine = threading.current_thread() is threading.main_thread()  # only the main thread may set handlers
+    if mine:
+        signal.signal(signal.SIGINT, remember)
+    try:
+        yield stop
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, usual)
+
+
+def random_state(device):
+    """The state of torch's generators on the CPU and on device."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def set_random_state(state, device):
+    """Put torch's generators back into a random_state."""
+    torch.set_rng_state(state["cpu"])
+    if device.type in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[device.type])
+
+
+@dataclass
+class State:
+    """All that a run needs to go on bit for bit. Training grows it, and a checkpoint holds it."""
+    parts: dict  # name: network or optimizer
+    parameters: dict
+    data: str  # the fingerprint of the training faces
+    fixed_z: torch.Tensor
+    order: torch.Tensor  # the state of the loader's generator before the epoch in progress
+    random: dict  # the random_state after the last step
+    records: list = field(default_factory=list)  # one row of COLUMNS a step
+    samples: list = field(default_factory=list)  # one uint8 array (count, height, width, 3) an epoch
+    seconds: list = field(default_factory=list)  # of training, an epoch or a part of one each
+
+
+# Parameters that may change on resume. dataset may be another path to the same faces, which their fingerprint tells.
+MAY_CHANGE = {"output_dir", "n_epochs", "print_every", "device", "precision", "fid", "resume", "dataset"}
+
+
+def fingerprint(count, some):
+    """A text that tells one set of training faces from another: their number and a checksum of some (an array)."""
+    return f"{count} faces with checksum {zlib.crc32(some.tobytes()):08x}"
+
+
+def save_checkpoint(path, state):
+    """Write state to path."""
+    parts = {name: part.state_dict() for name, part in state.parts.items()}
+    with whole_file(path) as file:
+        torch.save({**vars(state), "parts": parts, "samples": list(map(torch.from_numpy, state.samples))}, file)
+
+
+def read_checkpoint(path, parts, wanted):
+    """Put the networks and optimizers of the checkpoint at path into parts; return all that it holds.
+
+    Raises ValueError with one sentence, before anything is changed, if the file is missing, is not a checkpoint, does not
+    hold parts of these shapes, or was made with other values than wanted (of parameters and of data)."""
+    otherwise = "start without it (resume false, start_from \"\")"
+    try:
+        kept = dict(torch.load(path, map_location="cpu", weights_only=True))
+        settings = {"data": kept.get("data"), **kept["parameters"]}
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path} to go on from; {otherwise}.") from None
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path} is not a checkpoint of this notebook, or is damaged; move it away and {otherwise}.") from error
+    other = [f"{name} was {settings.get(name)!r} and is {value!r}" for name, value in wanted.items()
+             if name not in MAY_CHANGE and settings.get(name) != value]
+    if other:
+        raise ValueError(f"{path} was made with other settings: {'; '.join(other)}. Set them back, or {otherwise}.")
+    try:
+        for name, part in parts.items():
+            copy.deepcopy(part).load_state_dict(kept["parts"][name])  # a trial: none may change unless all can
+    except Exception as error:
+        raise ValueError(f"{path} does not hold the state of these networks and optimizers; move it away and "
+                         f"{otherwise}.") from error
+    for name, part in parts.items():
+        part.load_state_dict(kept["parts"][name])
+    return kept
+
+
+def load_checkpoint(path, state):
+    """Put the checkpoint at path into state. Raises ValueError as read_checkpoint does."""
+    kept = read_checkpoint(path, state.parts, {**state.parameters, "data": state.data})
+    state.records, state.seconds, state.order, state.random = (
+        kept[name] for name in ("records", "seconds", "order", "random"))
+    state.samples, state.fixed_z = [sample.numpy() for sample in kept["samples"]], kept["fixed_z"].to(state.fixed_z.device)
+
+
+def load_networks(folder, parts, parameters):
+    """Put the networks that the run in folder has reached into parts. Raises ValueError as read_checkpoint does."""
+    shape = {name: parameters[name] for name in ("image_size", "z_size", "d_conv_dim", "g_conv_dim")}
+    read_checkpoint(Path(folder).expanduser() / "checkpoint.pt", parts, shape)
+
+
+def collect(recent, records, path):
+    """Move the rows in recent (tensors on the device) to the end of records (lists of float), in one transfer.
+
+    Raises FloatingPointError if one is NaN or infinite: from there the networks are lost, the checkpoint at path is not."""
+    rows = torch.stack(recent).tolist() if recent else []
+    recent.clear()
+    for row in rows:
+        if not all(map(math.isfinite, row)):
+            last = ", ".join(f"{value:.3g}" for value in records[-1][:2]) if records else "none"
+            raise FloatingPointError(
+                f"The losses are no longer finite at step {len(records) + 1} (before: {last}). The last good state is in "
+                f"{path}{'' if Path(path).exists() else ', once an epoch is complete'}; try lower learning rates.")
+        records.append(row)
+
+
+def columns(records):
+    """records as {column: array of one value a step}."""
+    return dict(zip(COLUMNS, np.array(records).T))
+
+
+def means(records):
+    """{column: mean over records}."""
+    return {name: float(values.mean()) for name, values in columns(records).items()}
+
+
+def epoch_line(epoch, n_epochs, records, batch_size, seconds):
+    """One line of text on the steps of an epoch."""
+    mean = means(records)
+    won = "  D has won: its loss is near zero, and G learns nothing" if mean["d_loss"] < 0.01 else ""
+    return (f"epoch {epoch:3}/{n_epochs}  loss of D {mean['d_loss']:.3f}, of G {mean['g_loss']:.3f}  D right on real "
+            f"{mean['real_accuracy']:.0%}, on fake {mean['fake_accuracy']:.0%}  "
+            f"{len(records) * batch_size / seconds:.0f} images/s{won}")
+
+
+def first_and_last(records):
+    """A Markdown table of the means over the first and the last tenth of records."""
+    tenth = max(1, len(records) // 10)
+    first, last = means(records[:tenth]), means(records[-tenth:])
+    rows = [f"| {name} | {first[name]:.2f} | {last[name]:.2f} |" for name in COLUMNS]
+    return "\n".join(["| | first tenth | last tenth |", "|---|---|---|", *rows])

@@ -1,0 +1,90 @@
+"""What makes training faster and changes no result beyond rounding."""
+import contextlib
+import ctypes
+import time
+import types
+
+import torch
+import torch.nn.functional as F
+
+
+def keep_freed_memory():
+    """Make glibc reuse freed memory; with another C library nothing happens.
+
+    By default glibc returns freed megabytes to the system, which then has to fill the next tensor with zeros, page by
+    page: an eighth of a step of 16 faces in bf16 on an AMD EPYC. The numbers are those of malloc.h, the sizes in bytes."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no mallopt, or no C library to ask
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 32 * 2**20)   # M_MMAP_THRESHOLD, at its largest
+        mallopt(-1, 2**31 - 1)    # M_TRIM_THRESHOLD
+
+
+def speed_up(device, dtype=torch.bfloat16):
+    """How many times as fast as in fp32 a convolution like the networks' is in dtype: the best of five of each."""
+    x, w = torch.ones(64, 128, 8, 8, device=device), torch.ones(256, 128, 4, 4, device=device)
+    seconds = {torch.float32: [], dtype: []}
+    for _ in range(6):
+        for kind, taken in seconds.items():
+            a, b = (t.to(kind, memory_format=torch.channels_last) for t in (x, w))
+            start = time.perf_counter()
+            F.conv2d(a, b, stride=2, padding=1)
+            taken.append(time.perf_counter() - start)
+    return min(seconds[torch.float32][1:]) / min(seconds[dtype][1:])
+
+
+def choose_precision(name, device):
+    """("bf16" or "fp32", why): what autocast computes in. "auto" takes bf16 only if it is faster here.
+
+    A processor may list bf16 among its instructions and be slower with it, so a convolution is timed."""
+    if name != "auto":
+        return name, "as asked"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU computes in it") if native else ("fp32", "the GPU has no native bf16")
+    if device.type == "cpu":
+        can = getattr(torch.cpu, "get_capabilities", dict)()
+        native = next((flag for flag in ("amx_bf16", "avx512_bf16", "sve_bf16") if can.get(flag)), None)
+        if not native:
+            return "fp32", "the processor has no native bf16"
+        gain = speed_up(device)
+        return ("bf16" if gain > 1.1 else "fp32"), f"the processor's {native} is {gain:.1f} times as fast as fp32"
+    return "fp32", f"bf16 on {device.type} is untried"
+
+
+SHIFTS = [(1 - 2 * j, 2 * j - 1, 1 - 2 * i, 2 * i - 1) for i in (0, 1) for j in (0, 1)]  # left, right, top, bottom
+
+
+def small_conv(x, weight):
+    """F.conv2d(x, weight, stride=2, padding=1) for x (batch, in, 4, 4) and weight (out, in, 4, 4): (batch, out, 2, 2).
+
+    A kernel as large as the picture sees all of it in each of its four places, moved by one pixel to either side."""
+    x = x.permute(0, 2, 3, 1)
+    seen = torch.stack([F.pad(x, (0, 0, *shift)) for shift in SHIFTS], dim=1)          # (batch, 4, 4, 4, in)
+    out = F.linear(seen.flatten(2), weight.permute(0, 2, 3, 1).flatten(1))             # (batch, 4, out)
+    return out.unflatten(1, (2, 2)).permute(0, 3, 1, 2)
+
+
+def small_deconv(x, weight):
+    """F.conv_transpose2d(x, weight, stride=2, padding=1) for x (batch, in, 2, 2) and weight (in, out, 4, 4): the other
+    way round, (batch, out, 4, 4) is the sum of four pictures, each moved by one pixel to either side."""
+    painted = x.permute(0, 2, 3, 1).flatten(1, 2) @ weight.permute(0, 2, 3, 1).flatten(1)
+    painted = painted.unflatten(2, (4, 4, -1))                                         # (batch, 4, 4, 4, out)
+    return sum(F.pad(painted[:, n], (0, 0, *(-s for s in SHIFTS[n]))) for n in range(4)).permute(0, 3, 1, 2)
+
+
+def small_as_products(network):
+    """Let the convolutions of network between 4x4 and 2x2 pixels compute as matrix products; returns network.
+
+    The result is the same up to rounding. Where weights are many and pixels few, a processor's convolution is slow:
+    with AVX-512, ONEDNN_VERBOSE=1 shows 80 to 100 GFLOP/s there and about 200 in the other large layers."""
+    def forward(self, x):
+        if isinstance(self, torch.nn.Conv2d):
+            return small_conv(x, self.weight) if x.shape[2:] == (4, 4) else type(self).forward(self, x)
+        return small_deconv(x, self.weight) if x.shape[2:] == (2, 2) else type(self).forward(self, x)
+
+    for layer in network.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)) and layer.bias is None and (
+                layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups) == (
+                (4, 4), (2, 2), (1, 1), (1, 1), 1):
+            layer.forward = types.MethodType(forward, layer)
+    return network

@@ -1,0 +1,43 @@
+"""Rows for test_runs: files that are not checkpoints."""
+import io
+import os
+import pickle
+
+import torch
+from conftest import encoded
+
+
+class Calls:
+    """Pickles into a call of function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def saved(content):
+    """The bytes of a file of torch."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+NOT_CHECKPOINTS = {
+    "empty": b"",
+    "picture": encoded(),
+    "cut": saved({"parameters": {}, "parts": {}})[:-200],
+    "tensor": saved(torch.zeros(3)),
+    "list": saved([1, 2]),
+    "of another program": saved({"state_dict": {}, "epoch": 3}),
+    "parameters that are a number": saved({"parameters": 5}),
+    "hostile": saved({"parameters": {}, "x": Calls(os.system, "touch hacked")}),
+    "hostile pickle": pickle.dumps(Calls(os.system, "touch hacked"), protocol=2),
+}
+PARTS = {
+    "none": {},
+    "one missing": {"D": torch.nn.Linear(3, 2)},
+    "other shape": {"D": torch.nn.Linear(3, 3), "d_optimizer": torch.optim.Adam([torch.zeros(1)])},
+    "network for optimizer": {"D": torch.nn.Linear(3, 2), "d_optimizer": torch.nn.Linear(3, 2)},
+}

@@ -1,0 +1,258 @@
+"""plumbing/runs.py: a run's device, folder, state and bookkeeping."""
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEFAULTS, child, pixels, posix, refused
+from rows_runs import NOT_CHECKPOINTS, PARTS
+
+from plumbing import runs
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+# --- Devices ----------------------------------------------------------------------------------------------------------
+
+def test_auto_takes_the_accelerator(monkeypatch):
+    for there, taken in ((False, "cpu"), (True, "meta")):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+        assert runs.choose_device() == runs.choose_device("auto") == torch.device(taken)
+    assert runs.choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "xpu:99", "auto:1", "tpu"])
+def test_a_device_that_is_not_here(name):
+    refused(lambda: runs.choose_device(name), f"device is '{name}', and PyTorch does not find it here; use \"auto\" or")
+
+
+def test_names_for_the_metrics(monkeypatch):
+    assert runs.versions()["torch"] == torch.__version__
+    assert runs.device_name(CPU).endswith("threads")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    assert runs.device_name(CUDA) == "a card"
+    monkeypatch.setattr("builtins.open", mock.Mock(side_effect=OSError))
+    assert runs.device_name(CPU).endswith("threads")
+
+
+# --- The folder of a run ----------------------------------------------------------------------------------------------
+
+@posix
+def test_a_second_process_is_refused():
+    def start_and_stay():
+        runs.start_run("runs/a", False)
+        Path("started").touch()
+        time.sleep(600)
+
+    process = child(start_and_stay)
+    try:
+        while not Path("started").exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+        refused(lambda: runs.start_run("runs/a", False), "Another run is writing to runs/a; wait for its end or choose")
+    finally:
+        process.kill()
+        process.join()
+    for _ in range(2):
+        assert runs.start_run("runs/a", False) == Path("runs/a")  # free again, and mine for good
+
+
+def test_an_earlier_run_is_moved_aside(capsys):
+    for number in range(3):
+        run = runs.start_run("runs/b", False)
+        assert run == Path("runs/b") and os.listdir(run) == []
+        (run / "checkpoint.pt").write_bytes(bytes([number]))
+    assert [Path(f"runs/b{aside}/checkpoint.pt").read_bytes()[0] for aside in ("-1", "-2", "")] == [0, 1, 2]
+    assert capsys.readouterr().out.splitlines()[-1] == "The run that was in runs/b is now in runs/b-2."
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_is_tidied(resume):
+    run = runs.start_run("run", False)
+    names = ["a_face.png", "checkpoint.pt.partial", "metrics.json"] + ["checkpoint.pt"] * resume
+    for name in names:
+        (run / name).touch()
+    runs.start_run("run", resume)
+    assert sorted(os.listdir(run)) == ["a_face.png"] + ["checkpoint.pt"] * resume
+
+
+def test_a_folder_in_ones_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert runs.start_run("~/run", False) == tmp_path / "run"
+
+
+def test_a_folder_that_cannot_be_made():
+    Path("file").touch()
+    refused(lambda: runs.start_run("file/run", False), "output_dir 'file/run' cannot be used (")
+
+
+# --- Interrupts and random numbers ------------------------------------------------------------------------------------
+
+@pytest.fixture
+def usual():
+    """Python's own answer to an interrupt, set here, because a background shell starts programs that ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_interrupt_is_as_usual(usual):
+    with pytest.raises(KeyboardInterrupt), runs.interruptible() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is usual
+
+
+def test_other_threads_are_not_interrupted(usual):
+    seen = []
+
+    def elsewhere():
+        with runs.interruptible() as stop:
+            seen.append((stop.is_set(), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [(False, usual)]
+
+
+def test_random_numbers_come_again(monkeypatch):
+    other = torch.Generator()
+    card = mock.Mock(get_rng_state=other.get_state, set_rng_state=other.set_state)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: card)
+    for device in (CPU, CUDA):
+        state = runs.random_state(device)
+        first = torch.rand(5), torch.rand(5, generator=other)
+        runs.set_random_state(state, device)
+        assert torch.equal(torch.rand(5), first[0])
+        assert torch.equal(torch.rand(5, generator=other), first[1]) == (device == CUDA)
+    runs.set_random_state(runs.random_state(CPU), CUDA)  # of a run that was on another device
+
+
+# --- Bookkeeping ------------------------------------------------------------------------------------------------------
+
+def test_records_are_collected():
+    records, recent = [[1.0, 2.0]], [torch.tensor([0.5, 1.0]), torch.tensor([0.25, 1.0])]
+    for _ in range(2):
+        runs.collect(recent, records, "checkpoint.pt")
+        assert records == [[1.0, 2.0], [0.5, 1.0], [0.25, 1.0]] and recent == []
+
+
+@pytest.mark.parametrize("recent, records, step, before, where", [
+    ([[math.nan, 1.0]], [], 1, "none", "absent.pt, once an epoch is complete"),
+    ([[math.inf, 1.0]], [[1.0, 1.0]], 2, "1, 1", "checkpoint.pt"),
+    ([[0.125, 1.0], [0.5, math.nan]], [[1.0, 1.0]], 3, "0.125, 1", "checkpoint.pt")])
+def test_losses_that_are_not_finite(recent, records, step, before, where):
+    Path("checkpoint.pt").touch()
+    with pytest.raises(FloatingPointError) as caught:
+        runs.collect(list(map(torch.tensor, recent)), records, where.split(",")[0])
+    assert str(caught.value) == (f"The losses are no longer finite at step {step} (before: {before}). "
+                                 f"The last good state is in {where}; try lower learning rates.")
+
+
+def test_what_is_said_of_an_epoch():
+    records = [[0.7, 1.3, 0.6, 0.7]] * 10
+    assert runs.means(records) == pytest.approx(dict(zip(runs.COLUMNS, records[0])))
+    line = "epoch   2/12  loss of D 1.300, of G 0.700  D right on real 60%, on fake 70%  320 images/s"
+    assert runs.epoch_line(2, 12, records, 64, 2.0) == line
+    assert "images/s  D has won: its loss is near zero" in runs.epoch_line(2, 12, [[9, 0.001, 1, 1]], 64, 2.0)
+
+
+def test_first_and_last_tenth():
+    records = [[step, 2 * step, 0.25, 1.0] for step in range(20)]
+    assert runs.first_and_last(records).splitlines() == [
+        "| | first tenth | last tenth |", "|---|---|---|", "| g_loss | 0.50 | 18.50 |", "| d_loss | 1.00 | 37.00 |",
+        "| real_accuracy | 0.25 | 0.25 |", "| fake_accuracy | 1.00 | 1.00 |"]
+    assert "| g_loss | 3.00 | 3.00 |" in runs.first_and_last(records[3:4])
+
+
+def test_a_fingerprint_tells_faces_apart():
+    some = pixels(3, 8, 8, 3)
+    assert runs.fingerprint(3, some) == runs.fingerprint(3, some.copy()) != runs.fingerprint(4, some)
+    assert runs.fingerprint(3, some) != runs.fingerprint(3, some[::-1])
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+def state_after_a_step(seed, **more):
+    torch.manual_seed(seed)
+    D = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(D.parameters())
+    D(torch.rand(4, 3)).sum().backward()
+    optimizer.step()
+    return runs.State({"D": D, "d_optimizer": optimizer}, **{
+        "parameters": DEFAULTS, "data": "7 faces", "fixed_z": torch.rand(2), "order": torch.get_rng_state(),
+        "random": runs.random_state(CPU)} | more)
+
+
+def assert_same(one, two):
+    """one and two must go on alike, bit for bit."""
+    kinds = ("fixed_z", "order", "random", "records", "samples", "seconds")
+    kept = [[part.state_dict() for part in state.parts.values()] + [getattr(state, kind) for kind in kinds]
+            for state in (one, two)]
+    torch.testing.assert_close(*kept, rtol=0, atol=0)
+
+
+def test_a_checkpoint_comes_back():
+    first = state_after_a_step(0, records=[[1.0]], samples=[pixels(2, 4, 4, 3)], seconds=[0.5])
+    runs.save_checkpoint("checkpoint.pt", first)
+    may_change = {"device": "cuda", "n_epochs": 99, "dataset": "elsewhere", "fid": True}
+    second = state_after_a_step(1, parameters=DEFAULTS | may_change)
+    runs.load_checkpoint("checkpoint.pt", second)
+    assert_same(first, second)
+    assert second.parameters == DEFAULTS | may_change and second.samples[0].dtype == np.uint8
+
+
+def refuse(*parts, **change):
+    """The file checkpoint.pt must be refused, and the state stay as it was; returns the sentence."""
+    state, before = (state_after_a_step(1, **change) for _ in range(2))
+    sentence = refused(lambda: runs.load_checkpoint("checkpoint.pt", state), "checkpoint.pt", *parts)
+    assert_same(state, before)
+    return sentence
+
+
+def test_other_settings_and_other_faces_are_refused():
+    runs.save_checkpoint("checkpoint.pt", state_after_a_step(0))
+    assert refuse(parameters=DEFAULTS | {"z_size": 64, "seed": 1}, data="8 faces") == (
+        "checkpoint.pt was made with other settings: z_size was 100 and is 64; seed was 0 and is 1; data was '7 faces' "
+        "and is '8 faces'. Set them back, or start without it (resume false, start_from \"\").")
+
+
+@pytest.mark.parametrize("content", NOT_CHECKPOINTS.values(), ids=NOT_CHECKPOINTS.keys())
+def test_files_that_are_not_checkpoints(content):
+    Path("checkpoint.pt").write_bytes(content)
+    refuse("is not a checkpoint of this notebook, or is damaged; move it away and start without it")
+    assert os.listdir() == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
+def test_checkpoints_of_other_parts(parts):
+    other = state_after_a_step(0)
+    other.parts = parts
+    runs.save_checkpoint("checkpoint.pt", other)
+    refuse("does not hold the state of these networks and optimizers; move it away and start without it")
+
+
+def test_a_checkpoint_that_is_gone():
+    assert refuse() == "there is no checkpoint.pt to go on from; start without it (resume false, start_from \"\")."
+
+
+def test_networks_of_another_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first, D = state_after_a_step(0), torch.nn.Linear(3, 2)
+    Path("run").mkdir()
+    runs.save_checkpoint("run/checkpoint.pt", first)
+    refused(lambda: runs.load_networks("~/run", {"D": D}, DEFAULTS | {"z_size": 64, "seed": 1}),
+            "run/checkpoint.pt was made with other settings: z_size was 100 and is 64. Set them back")
+    assert not torch.equal(D.weight, first.parts["D"].weight)
+    runs.load_networks("run", {"D": D}, DEFAULTS | {"seed": 1})
+    assert torch.equal(D.weight, first.parts["D"].weight)

@@ -1,0 +1,80 @@
+"""plumbing/settings.py: each wrong parameter is refused in one sentence that names it; the others are converted."""
+import reprlib
+import sys
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import papermill
+import pytest
+from conftest import DEFAULTS, refused
+from rows_settings import REFUSED, TAKEN
+
+from plumbing import settings, story
+
+
+def check(**changes):
+    return settings.check(DEFAULTS | changes)
+
+
+@pytest.mark.parametrize("name, value, wanted", REFUSED, ids=reprlib.repr)
+def test_wrong_values(name, value, wanted):
+    assert refused(lambda: check(**{name: value})) == f"{name} must be {wanted}; it is {reprlib.repr(value)}."
+
+
+@pytest.mark.parametrize("name, value, becomes", TAKEN, ids=reprlib.repr)
+def test_right_values(name, value, becomes):
+    checked = check(**{name: value})[name]
+    assert checked == becomes and type(checked) is type(becomes)
+
+
+def test_defaults_stay_as_they_are():
+    assert check() == DEFAULTS
+
+
+def test_each_wrong_parameter_gets_a_sentence():
+    injected = ["", "batch = 1", "# Parameters\nbatch_sise = 64\nseed = 1\n", "batch = 1"]
+    sentence = refused(lambda: check(beta1=1, batch_size="abc", In=injected), ", ".join(DEFAULTS))
+    assert sentence.startswith("batch_sise is not a parameter of this notebook, which has dataset, ")
+    assert sentence.endswith(". batch_size must be a whole number, at least 4; it is 'abc'. "
+                             "beta1 must be a number, at least 0, less than 1; it is 1.")
+    assert check(In=injected[:2]) == DEFAULTS
+
+
+def test_fid_needs_its_package(monkeypatch):
+    assert check(fid=True)["fid"]
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    refused(lambda: check(fid=True), "fid is true and needs a package: pip install torch-fidelity")
+    assert not check(fid=False)["fid"]
+
+
+def test_start_from_must_be_another_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here = {"start_from": "~", "output_dir": "."}
+    for folder in ("~", "x" * 300):
+        refused(lambda: check(**here | {"start_from": folder}),
+                f"start_from is '{folder}', which does not hold a checkpoint.pt; give the folder of a run")
+    Path("checkpoint.pt").touch()
+    refused(lambda: check(**here), "start_from and output_dir are the same folder; choose another output_dir")
+    assert check(**here | {"output_dir": "runs/other"})["start_from"] == "~"
+    assert check(start_from="gone", resume=True)["start_from"] == "gone"
+
+
+def kind(field):
+    """The name of a field's type; Literal[32, 64] is an int."""
+    annotation = field.annotation
+    return (type(get_args(annotation)[0]) if get_origin(annotation) is Literal else annotation).__name__
+
+
+def test_a_parameter_stands_in_two_places():
+    notebook, fields = papermill.inspect_notebook(str(story.NOTEBOOK)), settings.Settings.model_fields
+    faults = [f"{name} is in the notebook's parameters and not in plumbing/settings.py: add its type and limit there."
+              for name in notebook.keys() - fields.keys()]
+    faults += [f"{name} is in plumbing/settings.py and not in the notebook's parameters: add default and help there."
+               for name in fields.keys() - notebook.keys()]
+    for name in notebook.keys() & fields.keys():
+        told, checked = notebook[name]["inferred_type_name"], kind(fields[name])
+        if told != checked:
+            faults.append(f"{name} is {told} in the notebook's parameters and {checked} in plumbing/settings.py.")
+    faults += [f"{name} has no help: add a comment behind it in the notebook's parameters."
+               for name, about in notebook.items() if not about["help"]]
+    assert not faults, " ".join(sorted(faults))

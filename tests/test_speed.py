@@ -1,0 +1,115 @@
+"""plumbing/speed.py: what it makes faster stays the same; its speed itself is measured by benchmarks/throughput.py."""
+import copy
+import platform
+from unittest import mock
+
+import pytest
+import torch
+from conftest import child
+
+from plumbing import speed
+from plumbing.story import definitions
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept():
+    import resource
+
+    def page_faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            tensors = [torch.ones(2**21) for _ in range(3)]  # 8 MiB each, 2,048 pages of 4 KiB
+            del tensors
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def compare():
+        torch.set_num_threads(1)  # the parent's threads were not forked
+        by_default = page_faults()
+        speed.keep_freed_memory()
+        page_faults()
+        assert page_faults() < by_default / 10
+
+    process = child(compare)
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    library = mock.Mock()
+    missing = [mock.Mock(side_effect=error) for error in (OSError, TypeError)]
+    for found in (*missing, lambda _: object(), lambda _: library):
+        monkeypatch.setattr(speed.ctypes, "CDLL", found)
+        speed.keep_freed_memory()
+    assert library.mallopt.call_count == 2
+
+
+@pytest.mark.parametrize("flag, gain, precision, why", [
+    ("amx_bf16", 2, "bf16", "the processor's amx_bf16 is 2.0 times as fast as fp32"),
+    ("avx512_bf16", 0.6, "fp32", "the processor's avx512_bf16 is 0.6 times as fast as fp32"),
+    ("avx2", 2, "fp32", "the processor has no native bf16")])
+def test_bf16_on_a_processor_must_be_faster(monkeypatch, flag, gain, precision, why):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {flag: True}, raising=False)
+    monkeypatch.setattr(speed, "speed_up", lambda device: gain)
+    assert speed.choose_precision("auto", CPU) == (precision, why)
+
+
+def test_bf16_on_a_gpu_must_be_native(monkeypatch):
+    for native, chosen in ((True, ("bf16", "the GPU computes in it")), (False, ("fp32", "the GPU has no native bf16"))):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+        assert speed.choose_precision("auto", CUDA) == chosen
+
+
+def test_other_precisions(monkeypatch):
+    assert speed.choose_precision("bf16", CPU) == ("bf16", "as asked")
+    assert speed.choose_precision("auto", torch.device("mps")) == ("fp32", "bf16 on mps is untried")
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # an older PyTorch
+    assert speed.choose_precision("auto", CPU) == ("fp32", "the processor has no native bf16")
+
+
+def test_speed_up_is_of_the_best_times_after_the_first(monkeypatch):
+    seconds = [1, 9, 4, 3, 6, 2, 6, 6, 6, 6, 6, 6]  # fp32 and bf16 in turn
+    clock = (sum(seconds[:end]) for start in range(12) for end in (start, start + 1))
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
+    assert speed.speed_up(CPU) == 4 / 2
+
+
+@pytest.mark.parametrize("image_size", [32, 64])
+def test_networks_of_products_compute_the_same(image_size, monkeypatch):
+    for name in ("small_conv", "small_deconv"):
+        monkeypatch.setattr(speed, name, mock.Mock(side_effect=getattr(speed, name)))
+    module = definitions()
+    D, G = module.Discriminator(4, image_size), module.Generator(10, 4, image_size)
+    z, results = torch.randn(5, 10), []
+    for change in (lambda network: network, lambda network: copy.deepcopy(speed.small_as_products(network))):
+        assert not speed.small_conv.called and not speed.small_deconv.called
+        d, g = (change(network).to(memory_format=torch.channels_last) for network in (D, G))
+        images = g(z)
+        out = d(images)
+        results.append([images, out, *torch.autograd.grad(out.sum(), [*d.parameters(), *g.parameters()])])
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * a.abs().max().item())
+    assert speed.small_conv.call_count == speed.small_deconv.call_count == 1  # one layer of each network
+
+
+def test_a_copy_of_products_has_weights_of_its_own():
+    layer = speed.small_as_products(torch.nn.Conv2d(3, 2, 4, 2, 1, bias=False))
+    twin, x = copy.deepcopy(layer), torch.ones(1, 3, 4, 4)
+    torch.nn.init.zeros_(twin.weight)
+    assert twin(x).abs().max() == 0 < layer(x).abs().max()
+
+
+@pytest.mark.parametrize("layer", [
+    torch.nn.Conv2d(4, 2, 4, 2, 1), torch.nn.Conv2d(4, 2, 3, 1, 1, bias=False),
+    torch.nn.Conv2d(4, 2, 4, 2, 1, groups=2, bias=False), torch.nn.ConvTranspose2d(4, 2, 4, 2, 1),
+    torch.nn.Linear(4, 2, bias=False)], ids=["bias", "kernel of 3", "groups", "transposed with bias", "linear"])
+def test_other_layers_stay_as_they_are(layer):
+    assert "forward" not in vars(speed.small_as_products(layer))
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_other_sizes_stay_convolutions(kind):
+    layer, x = kind(3, 2, 4, 2, 1, bias=False), torch.rand(2, 3, 6, 8)
+    before = layer(x)
+    assert torch.equal(speed.small_as_products(layer)(x), before)
