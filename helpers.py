@@ -40,23 +40,46 @@ def grid(images, columns=8):
     return make_grid(tensor, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy()
 
 
-def show_faces(images, columns=8, title=None):
-    """A figure of images, sized by its number of rows."""
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(figsize=(columns, rows + 0.3 * (title is not None)), layout="constrained")
-    axes.imshow(grid(images, columns), interpolation="nearest")
-    axes.set_axis_off()
-    axes.set_title(title or "")
+def show_rows(rows, columns=8, title=None):
+    """A figure of rows, {name: images}: each a grid with its name on the left."""
+    heights = [-(-len(images) // columns) for images in rows.values()]
+    figure, axes = plt.subplots(len(rows), figsize=(columns, sum(heights) + 0.3 * bool(title)), layout="constrained",
+                                height_ratios=heights, squeeze=False)
+    for axis, (name, images) in zip(axes.flat, rows.items()):
+        axis.imshow(grid(images, columns), interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(name, rotation="horizontal", horizontalalignment="right", verticalalignment="center")
+        axis.spines[:].set_visible(False)
+    figure.suptitle(title)
     return figure
 
 
-def show_beside(sets):
-    """A figure of sets, {title: images}, each as a grid of six columns, side by side."""
-    figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets), 4.8), layout="constrained")
-    for axis, (title, images) in zip(axes, sets.items()):
-        axis.imshow(grid(images, columns=6), interpolation="nearest")
-        axis.set_title(title)
-        axis.set_axis_off()
+def show_faces(images, columns=8, title=None):
+    """A figure of images as one grid."""
+    return show_rows({"": images}, columns, title)
+
+
+def show_curves(panels, title=None):
+    """A figure of panels side by side, {title: (x, {label: y}, name of the x axis, name of the y axis)}."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), layout="constrained", squeeze=False)
+    for axis, (name, (x, curves, xlabel, ylabel)) in zip(axes.flat, panels.items()):
+        for (label, y), style in zip(curves.items(), ("-", "--", ":", "-.")):
+            axis.plot(x, y, style, label=label)
+        axis.set(title=name, xlabel=xlabel, ylabel=ylabel)
+        axis.legend()
+    return figure
+
+
+def show_histograms(panels):
+    """A figure of panels side by side, {name of what is measured: {label: values}}, each set of values as shares."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3), layout="constrained", squeeze=False)
+    for axis, (name, sets) in zip(axes.flat, panels.items()):
+        bins = np.histogram_bin_edges(np.concatenate(list(sets.values())), 40)
+        for (label, values), style in zip(sets.items(), ("-", "--", ":")):
+            axis.hist(values, bins, weights=np.full(len(values), 100 / len(values)), histtype="step", linestyle=style,
+                      linewidth=1.5, label=f"{label} ({len(values):,})")
+        axis.set(xlabel=name, ylabel="% of faces")
+        axis.legend()
     return figure
 
 
@@ -69,28 +92,32 @@ def show_live(figure, handle=None):
     return handle
 
 
-def show_training(columns):
-    """A figure of columns (g_loss, d_loss, real_accuracy, fake_accuracy; one value a step): losses left, accuracies right.
+def show_training(columns, marks, distances, floor):
+    """A figure of a run: losses, accuracies, and the distances of [G, its average] after each epoch.
 
-    Thin lines are single steps, thick ones means over a twentieth of the run."""
+    columns is {g_loss, d_loss, real_accuracy, fake_accuracy: one value a step}, marks {label: a loss of D}, floor a
+    distance. Thin lines are single steps, thick ones means over a twentieth of the run."""
     count = len(columns["d_loss"])
     window = max(1, count // 20)
-    steps = np.arange(window - 1, count)
-
-    def smooth(values):
-        return np.convolve(values, np.ones(window) / window, mode="valid")
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5), layout="constrained")
-    for name, label, color in (("d_loss", "Discriminator", "C0"), ("g_loss", "Generator", "C1")):
-        left.plot(columns[name], color=color, alpha=0.2, linewidth=0.5)
-        left.plot(steps, smooth(columns[name]), color=color, label=label)
-    left.axhline(2 * math.log(2), color="C0", linestyle="dashed", linewidth=1)
-    for name, label, color in (("real_accuracy", "real images", "C2"), ("fake_accuracy", "generated images", "C3")):
-        right.plot(steps, smooth(columns[name]), color=color, label=label)
-    left.set(title="Training losses", xlabel="step")
-    right.set(title="Share on which D is right", xlabel="step", ylim=(0, 1))
-    left.legend()
-    right.legend()
+    figure, (losses, shares, quality) = plt.subplots(1, 3, figsize=(11.5, 3.6), layout="constrained")
+    for name, axis, label, color in (
+            ("d_loss", losses, "discriminator", "C0"), ("g_loss", losses, "generator", "C1"),
+            ("real_accuracy", shares, "real", "C2"), ("fake_accuracy", shares, "generated", "C4")):
+        if axis is losses:
+            axis.plot(columns[name], color=color, alpha=0.2, linewidth=0.5)
+        mean = np.convolve(columns[name], np.ones(window) / window, mode="valid")
+        axis.plot(np.arange(window - 1, count), mean, color=color, label=label)
+    for (label, value), style in zip(marks.items(), ("--", ":", "-.")):
+        losses.axhline(value, color="C0", linestyle=style, linewidth=1, label=f"D {label}: {value:.3f}")
+    shares.axhline(0.5, color="grey", linestyle="--", linewidth=1, label="a perfect G")
+    for values, label, style in zip(np.reshape(distances, (-1, 2)).T, ("G", "its average"), ("o:", "o-")):
+        quality.plot(range(1, len(values) + 1), values, style, label=label)
+    quality.axhline(floor, color="grey", linestyle="--", linewidth=1, label="training faces")
+    losses.set(title="Losses", xlabel="step", ylabel="cross-entropy")
+    shares.set(title="Images that D judges rightly", xlabel="step", ylabel="share", ylim=(0, 1.02))
+    quality.set(title="Distance to faces held out", xlabel="epoch", ylabel="sliced Wasserstein x1000", ylim=(0, None))
+    for axis in (losses, shares, quality):
+        axis.legend(fontsize="small")
     return figure
 
 
@@ -115,7 +142,7 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def load_samples(path):
-    """The list of arrays in a run's train_samples.pkl, one an epoch. Raises ValueError if the file holds anything else."""
+    """The list of arrays in a run's train_samples.pkl, one an epoch. Raises ValueError if path holds anything else."""
     try:
         with open(path, "rb") as file:
             samples = ArraysOnly(file).load()
@@ -131,18 +158,25 @@ def load_samples(path):
 # --- The kept generator -----------------------------------------------------------------------------------------------
 
 def generator_files(weights, about):
-    """{name of a file: bytes} of what load_generator reads: a Generator's weights, {name: tensor}, and what rebuilds it.
+    """{name of a file: bytes} of what load_generator reads: a Generator's weights, {name: tensor}, and about.
 
-    about is a dict of z_size, conv_dim, image_size and whatever else is to be kept with them."""
+    about is a dict of z_size, conv_dim, image_size, probe (see probe_of) and whatever else is to be kept with them."""
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     return {"generator.safetensors": save(weights), "generator.json": json.dumps(about, indent=1).encode()}
+
+
+def probe_of(network, z_size):
+    """Eight pixels that network draws for one z: they tell whether other layers draw the same pictures."""
+    with torch.no_grad():
+        picture = network(torch.linspace(-1, 1, z_size)[None]).float().cpu()
+    return [round(value, 4) for value in picture[0, :, ::8, ::8].flatten()[:8].tolist()]
 
 
 def load_generator(folder, device="cpu"):
     """A function sample(count, seed=0, truncation=1.0) of the generator kept in folder.
 
-    It gives uint8 faces (count, height, width, 3); truncation is a factor on z, and below 1 the faces move towards their
-    mean. The layers are the notebook's Generator in eval mode, written as plain functions.
+    It gives uint8 faces (count, height, width, 3); truncation is a factor on z, and below 1 the faces move towards
+    their mean. The layers are the notebook's Generator in eval mode, written as plain functions.
     Raises ValueError with one sentence if the folder does not hold such a generator."""
     folder = Path(folder)
     try:
@@ -154,7 +188,8 @@ def load_generator(folder, device="cpu"):
         if w["FC.weight"].shape[1] != z_size or last != [True, False]:
             raise ValueError("its files do not belong together")
     except Exception as error:
-        raise ValueError(f"{folder} does not hold a generator of this notebook ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{folder} does not hold a generator of this notebook ({type(error).__name__}: "
+                         f"{error}).") from error
 
     def forward(z):
         x = F.relu(F.linear(z, w["FC.weight"], w["FC.bias"]).view(len(z), -1, 2, 2))
@@ -170,6 +205,10 @@ def load_generator(folder, device="cpu"):
         with torch.no_grad():
             return np.concatenate([to_uint8(forward(part.to(device))) for part in z.split(256)])
 
+    found = probe_of(lambda z: forward(z.to(device)), z_size)
+    if not np.allclose(found, about.get("probe", found), atol=0.02):
+        raise ValueError(f"{folder} holds a generator with other layers than this notebook's, which only its own code "
+                         "can draw with.")
     return sample
 
 
@@ -225,22 +264,36 @@ def inception_distances(a, b, device="cpu", **options):
                                   cuda=torch.device(device).type == "cuda", cache=False, save_cpu_ram=True,
                                   verbose=False, **options)
     except (OSError, HTTPException) as error:
-        raise OSError(f"FID and KID need a network that could not be downloaded ({' '.join(str(error).split())}); set fid to false; "
-                      "with resume true nothing is trained again.") from error
+        raise OSError(f"FID and KID need a network that could not be downloaded ({' '.join(str(error).split())}); set "
+                      "fid to false; with resume true nothing is trained again.") from error
     return {"fid": found["frechet_inception_distance"], "kid": found["kernel_inception_distance_mean"]}
 
 
-def diversity(images):
-    """Mean distance between two of images, as nearest measures it."""
-    half = len(images) // 2
-    a, b = (i.reshape(half, -1).astype(np.float32) / 255 for i in (images[:half], images[half:2 * half]))
-    return float(np.sqrt(((a - b) ** 2).mean(axis=1)).mean())
+def rms(a, b):
+    """Root mean square difference of pixel values in [0, 1] between each of a and the same of b."""
+    return np.sqrt(((a.astype(np.float32) - b) ** 2).mean(axis=(1, 2, 3))) / 255
+
+
+def pair_distances(images):
+    """The rms of every pair of images: a tensor of count * (count - 1) / 2, in the order of torch.pdist."""
+    x = torch.from_numpy(images.reshape(len(images), -1)).float() / 255
+    return torch.pdist(x) / math.sqrt(x.shape[1])
+
+
+def close_radius(images):
+    """The rms that 1 in 10,000 pairs of images is below (the birthday test: Arora and Zhang 2017)."""
+    distances = pair_distances(images)
+    return distances.kthvalue(max(1, len(distances) // 10_000)).values.item()
+
+
+def closest_pairs(images, count):
+    """The indices (2, count) of the closest pairs of images, the closest first."""
+    order = pair_distances(images).argsort()[:count]
+    return torch.triu_indices(len(images), len(images), 1)[:, order].numpy()
 
 
 def nearest(queries, images):
-    """For each uint8 query (n, height, width, 3) the index of the nearest image and its distance.
-
-    Distance: root mean square difference of pixel values in [0, 1]."""
+    """For each query the index of the nearest of images and its rms."""
     q = torch.from_numpy(queries.reshape(len(queries), -1)).float() / 255
     best, indices = torch.full((len(q),), math.inf), torch.zeros(len(q), dtype=torch.long)
     for start in range(0, len(images), 4096):  # as floats all of them would take four times the memory

@@ -1,8 +1,9 @@
-"""Tests that a learner runs under each definition: silent but for one line, and one sentence where something is wrong.
+"""Tests that a learner runs under each definition: silent but for one line, and one sentence if something is wrong.
 
 They judge what a definition does, not how it is written: any names, any layers, any depth. Networks take images
-(batch, 3, 32, 32) in [-1, 1] and are called as Discriminator(conv_dim) and Generator(z_size, conv_dim).
+(batch, 3, 32, 32) in [-1, 1] and are made by Discriminator(conv_dim) and Generator(z_size, conv_dim).
 """
+import inspect
 import itertools
 from contextlib import contextmanager
 
@@ -11,18 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-SEED = 0  # where the tests' random numbers start; tests/test_rejection.py shows that no verdict depends on it
+SEED = 0  # the start of the tests' random numbers; tests/test_rejection.py shows that no verdict depends on it
 
 
 def check(condition, sentence):
     """Raise AssertionError with sentence unless condition holds."""
     if not condition:
         raise AssertionError(sentence)
-
-
-def passed():
-    """The one line of a test that found nothing wrong."""
-    print("Tests Passed")
 
 
 def attempt(task, function, *arguments):
@@ -35,15 +31,18 @@ def attempt(task, function, *arguments):
 
 
 @contextmanager
-def own_random_numbers():
-    """Inside, random numbers start at SEED; afterwards the notebook's go on as if no test had run."""
+def inline_test():
+    """Inside, random numbers start at SEED; afterwards the notebook's go on as before. One line says that it passed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)  # torch.manual_seed would reset the GPU's numbers as well
         yield
+    print("Tests Passed")
 
 
 def outputs(name, network, inputs, shape, kind):
     """network(inputs), after checks that it is a tensor of that shape with finite numbers."""
+    check(attempt(f"Listing the parameters of {name.lower()}", lambda: list(network.parameters())),
+          f"{name} has no parameters: give it layers, as attributes of self or in an nn.ModuleList.")
     mode = "training" if network.training else "eval"
     out = attempt(f"{name} on a batch of {len(inputs)} in {mode} mode", network, inputs)
     check(isinstance(out, torch.Tensor), f"{name} returns a {type(out).__name__}; its forward must return a tensor.")
@@ -51,6 +50,12 @@ def outputs(name, network, inputs, shape, kind):
           f"{name} gives {tuple(out.shape)} on a batch of {len(inputs)} in {mode} mode: return {kind}, {shape}.")
     check(out.requires_grad, f"{name}'s output has no gradient: look for detach, .data or no_grad in forward.")
     check(out.isfinite().all(), f"{name}'s output is not finite: look for a division or a logarithm in forward.")
+    try:
+        network.to(memory_format=torch.channels_last)(
+            inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs)
+    except Exception:
+        raise AssertionError(f"{name} fails on images stored channels_last, as this notebook stores them: use reshape "
+                             "or flatten in place of view.") from None
     return out
 
 
@@ -61,8 +66,9 @@ def check_gradients(name, network, inputs):
         for parameter in network.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     network.train().zero_grad()
-    out = attempt(f"{name} after a small change of its parameters", network, inputs).float()
-    attempt(f"The backward pass of {name.lower()}", (out * torch.randn_like(out)).sum().backward)
+    for _ in range(4):  # dropout may leave nothing of one pass
+        out = attempt(f"{name} after a small change of its parameters", network, inputs).float()
+        attempt(f"The backward pass of {name.lower()}", (out * torch.randn_like(out)).sum().backward)
     for parameter, value in network.named_parameters():
         # The gradient of a bias in front of a normalisation is rightly zero, that of a matrix or a kernel is not.
         check(value.grad is not None and (value.dim() < 2 or value.grad.any()),
@@ -78,7 +84,7 @@ def check_gradients(name, network, inputs):
 def trained_towards(sign, network, inputs, reached):
     """The outputs of network after training it towards large (sign 1) or small (-1) ones, until reached(outputs)."""
     optimizer = torch.optim.Adam(network.train().parameters(), lr=0.02)
-    # Unequal weights, because batch normalisation may hold the mean of the outputs where it is.
+    # Unequal weights, because batch normalisation may keep the mean of the outputs from moving.
     weights = 0.5 + torch.rand_like(network(inputs), dtype=torch.float32)
     for _ in range(25):
         out = network(inputs).float()
@@ -101,7 +107,7 @@ def graph_nodes(out):
     return found
 
 
-@own_random_numbers()
+@inline_test()
 def test_discriminator(Discriminator):
     """Discriminator(conv_dim) must give logits (batch, 1), by strided convolutions, with a gradient everywhere."""
     name = "The discriminator"
@@ -115,18 +121,16 @@ def test_discriminator(Discriminator):
         out = attempt(f"{name} on images that want a gradient", D, images.clone().requires_grad_())
         check(not any("MaxPool" in node.name() for node in graph_nodes(out)),
               f"{name} uses max pooling: shrink with strided convolutions instead.")
-        D.eval()
-        outputs(name, D, images[:1], (1, 1), "one logit per image")
+        outputs(name, D.eval(), images[:1], (1, 1), "one logit per image")
     # An untrained logit may happen to lie between 0 and 1, but one that can be trained to leave on both sides is free.
     for sign, side in ((-1, "below -2"), (1, "above 2")):
         out = trained_towards(sign, Discriminator(32), images, lambda out: (sign * out).max() > 2)
         check((sign * out).max() > 2, f"{name}'s output does not get {side} however it is trained: forward must return "
                                       "the logit of the last layer, with no sigmoid, tanh or ReLU after it.")
     check_gradients(name, D, images)
-    passed()
 
 
-@own_random_numbers()
+@inline_test()
 def test_generator(Generator):
     """Generator(z_size, conv_dim) must turn z into different images in [-1, 1], with a gradient everywhere."""
     name = "The generator"
@@ -138,11 +142,10 @@ def test_generator(Generator):
             images = outputs(name, G, z, (batch, 3, 32, 32), "one image per z")
             check(torch.equal(z, before), f"{name} changes its input: look for in-place work in forward.")
             check(images.abs().max() <= 1, f"{name}'s images leave [-1, 1]: end forward in a tanh.")
-        G.eval()
-        outputs(name, G, z[:1], (1, 3, 32, 32), "one image per z")
+        outputs(name, G.eval(), z[:1], (1, 3, 32, 32), "one image per z")
     state = torch.get_rng_state()
     images = G(z)
-    torch.set_rng_state(state)  # where forward draws noise of its own, it draws the same again
+    torch.set_rng_state(state)  # if forward draws noise of its own, it draws the same again
     others = G(z.flip(1))
     check((images - others).abs().max() > 1e-6, f"{name} draws the same images for every z: is z used in forward?")
     check((images[0] - images[1]).abs().max() > 1e-6,
@@ -155,12 +158,11 @@ def test_generator(Generator):
     check(low < -0.5 and high > 0.5,
           f"{name}'s images reach only from {low:.1f} to {high:.1f} however it is trained: end forward in a "
           "tanh, not in a sigmoid or ReLU.")
-    passed()
 
 
-@own_random_numbers()
+@inline_test()
 def test_weights_init(weights_init_normal):
-    """weights_init_normal(m) must draw weights from N(0, 0.02), zero the biases and leave batch normalisation alone."""
+    """weights_init_normal(m) must draw weights from N(0, 0.02) and leave batch normalisation alone."""
     for bias in (True, False):
         for layer in (nn.Conv2d(32, 128, 4, bias=bias), nn.ConvTranspose2d(128, 32, 4, bias=bias),
                       nn.Linear(256, 256, bias=bias)):
@@ -173,7 +175,6 @@ def test_weights_init(weights_init_normal):
             check(0.019 < weight.std() < 0.021 and abs(weight.mean()) < 0.001 and weight.abs().max() > 0.06,
                   f"weights_init_normal gives {kind} weights of mean {weight.mean():.3f} and deviation "
                   f"{weight.std():.3f}: draw them from a normal distribution with mean 0 and deviation 0.02.")
-            check(not bias or not layer.bias.any(), f"weights_init_normal leaves the bias of {kind} other than zero.")
     for layer in (nn.BatchNorm2d(64), nn.BatchNorm1d(64), nn.LeakyReLU()):
         kind = type(layer).__name__
         attempt(f"weights_init_normal on {kind}", layer.apply, weights_init_normal)
@@ -181,40 +182,43 @@ def test_weights_init(weights_init_normal):
             # 0.2 leaves room for the N(1, 0.02) that some recipes give the scale.
             check((parameter - start).abs().max() < 0.2,
                   f"weights_init_normal overwrites the scale or the shift of {kind}: leave them at 1 and 0.")
-    passed()
 
 
-@own_random_numbers()
+@inline_test()
 def test_losses(real_loss, fake_loss):
-    """real_loss and fake_loss must be the mean binary cross-entropy of logits (batch, 1) with labels 1 and 0."""
+    """Both must be the mean binary cross-entropy of logits (batch, 1), with a label, by default 1, and with label 0."""
+    check(len(attempt("Reading the arguments of real_loss", inspect.signature, real_loss).parameters) > 1,
+          "real_loss needs a second argument, the label (default 1): the step below calls real_loss(D_out, 0.9) for "
+          "smoothed labels.")
+    losses = ((real_loss, (), 1, "real_loss", "label 1 by default (the label argument asks for smoothing)"),
+              (fake_loss, (), 0, "fake_loss", "label 0"),
+              (real_loss, (0.9,), 0.9, "real_loss with label 0.9", "the label that it is given"))
     values = ([[-3.0], [0.5], [2.0]], [[-1.5]], [[200.0], [3.0]], [[-200.0], [-3.0]])
-    for (loss, label, name), numbers, dtype, mixed in itertools.product(
-            ((real_loss, 1, "real_loss"), (fake_loss, 0, "fake_loss")), values, (torch.float32, torch.bfloat16),
-            (False, True)):
+    for (loss, given, label, name, meant), numbers, dtype, mixed in itertools.product(
+            losses, values, (torch.float32, torch.bfloat16), (False, True)):
         logits = torch.tensor(numbers, dtype=dtype, requires_grad=True)
-        where = f"{name} of {len(numbers)} {str(dtype)[6:]} logits {'under autocast' if mixed else ''}".strip()
+        case = f"{name} of {len(numbers)} {str(dtype)[6:]} logits {'under autocast' if mixed else ''}".strip()
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            value = attempt(where, loss, logits)
+            value = attempt(case, loss, logits, *given)
         exact = logits.detach().double()
-        wanted = F.softplus(exact if label == 0 else -exact).mean()
-        other = F.softplus(-exact if label == 0 else exact).mean()
+        wanted = (label * F.softplus(-exact) + (1 - label) * F.softplus(exact)).mean()
+        other = F.softplus(exact if label else -exact).mean()
         check(isinstance(value, torch.Tensor) and value.dim() == 0,
-              f"{where} is not one number: return the mean as a tensor.")
+              f"{case} is not one number: return the mean as a tensor.")
         close = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
         found = value.detach().double()
         if not torch.isclose(found, wanted, **close):
             check(not torch.isclose(found, other, **close), f"{name} uses the other label: 1 is real, 0 is fake.")
             check(not torch.isclose(found, wanted * len(numbers), **close), f"{name} is a sum: take the mean.")
-            check(False, f"{where} is {found:.4g} where {wanted:.4g} is wanted: take the binary cross-entropy of the "
-                         "logits themselves, without a sigmoid, with label 1 for real and 0 for fake.")
+            check(False, f"{case} is {found:.4g} and not {wanted:.4g}: this notebook asks for the binary cross-entropy "
+                         f"of the logits themselves, without a sigmoid, with {meant}.")
         check(value.requires_grad, f"{name} has no gradient: look for detach, item or no_grad.")
         attempt(f"The backward pass of {name}", value.backward)
         check(torch.allclose(logits.grad.double(), (exact.sigmoid() - label) / len(numbers), rtol=2e-2, atol=1e-3),
               f"{name} has a wrong gradient: look for detach or no_grad on part of it.")
-    passed()
 
 
-@own_random_numbers()
+@inline_test()
 def test_scale(scale):
     """scale(x, feature_range=(-1, 1)) must take [0, 1] linearly to feature_range."""
     x = 0.2 + 0.5 * torch.rand(2, 3, 8, 8)  # not up to 0 and 1: the range of a batch is not the range of images
@@ -226,7 +230,6 @@ def test_scale(scale):
               torch.allclose(found.float(), x * (high - low) + low, atol=1e-5),
               f"scale is wrong for feature_range {(low, high)}: it must take 0 to {low} and 1 to {high}, linearly, "
               "whatever else is in the batch.")
-    passed()
 
 
 def fingerprints(loader, batches):
@@ -263,7 +266,7 @@ def check_shuffled(loader, length, read):
     some = -(-16 // len(read[0]))  # batches to compare: a random order of 16 images hardly comes twice
     epochs = [sum(fingerprints(loader, some)[0], []) for _ in range(3)]
     check(all(epochs), "The loader gives nothing in its second epoch: it must start anew each time.")
-    # Where an epoch has more, the images themselves must differ: shuffling inside a batch is not enough.
+    # If an epoch has more, the images themselves must differ: shuffling inside a batch is not enough.
     keys = [sorted(epoch) if length >= 2 * some else epoch for epoch in epochs]
     indices = order(loader)
     if len(set(sum(read[:some], []))) >= 8:
@@ -271,17 +274,17 @@ def check_shuffled(loader, length, read):
               "The images come in the same order in every epoch: give the loader shuffle=True.")
 
 
-def check_complete(loader, length, read, whole):
+def check_complete(loader, length, read, whole, batch_size):
     """An epoch must show each image once; at most the last, incomplete batch may be dropped."""
     size, total = len(read[0]), sum(map(len, read))
     check(all(len(batch) == size for batch in read[:-1]), "The batches of an epoch differ in size: only the last may.")
-    most = total + size - 1
-    if hasattr(getattr(loader, "dataset", None), "__len__"):
-        most = len(loader.dataset)
-        expected = min(getattr(loader, "batch_size", None) or size, most)
-        check(size == expected, f"A batch has {size} images where batch_size is {expected}: does collate_fn drop some?")
-        check(most - size < length * size < most + size and (not whole or most - size < total <= most),
-              f"An epoch has {length} batches of {size} for {most} images: drop none but an incomplete last batch.")
+    counted = hasattr(getattr(loader, "dataset", None), "__len__")
+    most = len(loader.dataset) if counted else total + size - 1
+    expected = min(batch_size or getattr(loader, "batch_size", None) or size, most if counted or length > 1 else size)
+    check(size == expected,
+          f"A batch has {size} images and not {expected}: does the loader use batch_size, does collate_fn keep all?")
+    check(not counted or most - size < length * size < most + size and (not whole or most - size < total <= most),
+          f"An epoch has {length} batches of {size} for {most} images: drop none but an incomplete last batch.")
     indices = order(loader)
     check(len(set(indices)) == len(indices), "An image comes twice in an epoch: sample without replacement.")
     distinct = set(sum(read, []))
@@ -295,9 +298,9 @@ def check_complete(loader, length, read, whole):
               f"An epoch shows {repeats} images again while others are left out: each image must come once.")
 
 
-@own_random_numbers()
-def test_dataloader(loader):
-    """A loader must give float images in [0, 1] or (images, labels), shuffled anew each epoch, each image once."""
+@inline_test()
+def test_dataloader(loader, batch_size=None):
+    """A loader must give batch_size float images in [0, 1], or (images, labels), each once an epoch, shuffled anew."""
     generator = getattr(loader, "generator", None)
     state = generator.get_state() if generator is not None else None
     try:
@@ -306,12 +309,11 @@ def test_dataloader(loader):
         read, whole = fingerprints(loader, length + 1)
         check(len(read) == length if whole else len(read) <= length,
               f"len(loader) is {length}, but an epoch has {len(read)} batches{'' if whole else ' or more'}.")
-        check_complete(loader, length, read, whole)
+        check_complete(loader, length, read, whole, batch_size)
         check_shuffled(loader, length, read)
     finally:
         if state is not None:
             generator.set_state(state)
-    passed()
 
 
 def parameters_of(network):
@@ -319,21 +321,22 @@ def parameters_of(network):
     return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
-def check_step(name, step, network, other, network_name, other_name):
-    """One call of step must change network only and leave other as it is, trainable and without gradients."""
+def check_step(name, step, network, other, network_name, other_name, shape, wanted):
+    """One call of step must change network only and return a tensor of shape; returns whether other has gradients."""
     before, other_before, modes = parameters_of(network), parameters_of(other), (network.training, other.training)
     other.zero_grad()
-    attempt(name, step)
+    found = attempt(name, step)
     check(torch.equal(parameters_of(other), other_before),
           f"{name} changes the {other_name}: step the {network_name}'s optimizer only.")
-    check(not any(p.grad is not None and p.grad.any() for p in other.parameters()),
-          f"{name} leaves gradients on the {other_name}: detach the fakes or freeze the {other_name}.")
     for player, title in ((network, network_name), (other, other_name)):
         check(all(p.requires_grad for p in player.parameters()),
               f"{name} leaves the {title} frozen: set requires_grad back to True.")
     check(modes == (network.training, other.training), f"{name} leaves a network in another mode: undo eval().")
     check(not torch.equal(parameters_of(network), before),
           f"{name} does not change the {network_name}: look for a missing backward or step, or a detach too many.")
+    check(isinstance(found, torch.Tensor) and found.shape == shape,
+          f"{name} must return what the notebook records, a tensor of {wanted}.")
+    return any(p.grad is not None and p.grad.any() for p in other.parameters())
 
 
 def check_equal_steps(name, step, network):
@@ -347,45 +350,50 @@ def check_equal_steps(name, step, network):
     check(changes[3] < 2 * changes[0], f"{name} adds up the gradients of all calls: call zero_grad first.")
 
 
-@own_random_numbers()
+@inline_test()
 def test_training_steps(discriminator_step, generator_step, Discriminator, Generator):
     """Each step must move its own player, the right way, by what it is given, and leave the other as it is."""
     d_name, g_name, sgd = "discriminator_step", "generator_step", torch.optim.SGD
     D, G = attempt("Discriminator(32)", Discriminator, 32), attempt("Generator(100, 32)", Generator, 100, 32)
-    real, z = torch.rand(8, 3, 32, 32) * 2 - 1, torch.rand(8, 100) * 2 - 1
-    d_optimizer, g_optimizer = sgd(D.parameters(), lr=0.1), sgd(G.parameters(), lr=0.1)
-    fake = attempt("The generator", G, z)
-    check_step(d_name, lambda: discriminator_step(D, d_optimizer, real, fake), D, G, "discriminator", "generator")
-    check_step(g_name, lambda: generator_step(D, G, g_optimizer, fake), G, D, "generator", "discriminator")
+    real, z = torch.rand(16, 3, 32, 32) * 2 - 1, torch.rand(16, 100) * 2 - 1
+    outputs("The discriminator", D, real, (16, 1), "one logit per image")
+    fake = outputs("The generator", G, z, (16, 3, 32, 32), "one image per z")
+    d_optimizer, g_optimizer = sgd(D.parameters(), lr=1e-3), sgd(G.parameters(), lr=0.1)
+    left = check_step(d_name, lambda: discriminator_step(D, d_optimizer, real, fake), D, G, "discriminator",
+                      "generator", (3,), "three numbers: the loss, D's share of right answers on real, and on fakes")
+    check(not left, f"{d_name} leaves gradients on the generator: detach the fakes.")
+    left = check_step(g_name, lambda: generator_step(D, G, g_optimizer, fake), G, D, "generator", "discriminator",
+                      (), "one number: the loss")
 
     # From here on with two small networks whose right answer is known. This D sees the mean of each channel; real
-    # images are bright in the first and fakes in the second, so that each weight tells of one kind of image. A weight
-    # moves by some 0.04, or by 0.0001 from noise alone.
+    # images are bright in the first and fakes in the second, so that each weight tells of one kind of image. Its
+    # logits start between 0 and 1, for least squares to move them as well. A weight moves by some 0.03, or by 0.0001
+    # from noise alone.
     D = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1))
     G = nn.Sequential(nn.Linear(100, 3 * 32 * 32), nn.Unflatten(1, (3, 32, 32)), nn.Tanh())
-    for parameter in D.parameters():
-        nn.init.zeros_(parameter)
-    real, fake = torch.zeros(2, 8, 3, 32, 32)
+    start = torch.tensor([0.1, 0.5, 0.0])
+    D.load_state_dict({"2.weight": start[None], "2.bias": torch.zeros(1)})
+    for parameter in D.parameters() if left else ():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    real, fake = torch.zeros(2, 16, 3, 32, 32)
     real[:, 0], fake[:, 1] = 0.9, 0.9
     attempt(d_name, discriminator_step, D, sgd(D.parameters(), lr=0.1), real, fake)
-    on_real, on_fake, _ = D[2].weight[0]
-    check(on_real.abs() > 0.005,
-          f"{d_name} does not use the real images: its loss needs real_loss of what D says to them.")
-    check(on_fake.abs() > 0.005,
-          f"{d_name} does not use the fake images: its loss needs fake_loss of what D says to them.")
+    on_real, on_fake, rest = D[2].weight[0].detach() - start
+    check(rest.abs() < 10, f"{d_name} adds the gradients that {g_name} leaves on D to its own: call zero_grad first.")
+    for moved, kind in ((on_real, "real"), (on_fake, "fake")):
+        check(moved.abs() > 0.005,
+              f"{d_name} does not use the {kind} images: its loss needs {kind}_loss of what D says to them.")
     check(on_real > 0 > on_fake, f"{d_name} moves D the wrong way: use real_loss on real images, fake_loss on fakes.")
     slow = sgd(D.parameters(), lr=1e-3)
     check_equal_steps(d_name, lambda: discriminator_step(D, slow, real, fake), D)
 
     # Logits near -6: D is sure that the fakes are fake, and -log(D) is 400 times as steep as log(1 - D).
-    for parameter, value in zip(D.parameters(), (1, -6)):
-        nn.init.constant_(parameter, value)
+    D.load_state_dict({"2.weight": torch.ones(1, 3), "2.bias": torch.tensor([-6.0])})
     slow, before = sgd(G.parameters(), lr=0.1), parameters_of(G)
     gradients = torch.autograd.grad(F.softplus(-D(G(z))).mean(), list(G.parameters()))
     downhill = -0.1 * torch.cat([gradient.flatten() for gradient in gradients])
     attempt(g_name, generator_step, D, G, slow, G(z))
     moved = (parameters_of(G) - before) @ downhill / (downhill @ downhill)
     check(moved > 0, f"{g_name} moves G the wrong way: go down real_loss of what D says to the fakes.")
-    check(moved > 0.1, f"{g_name} hardly moves G where D is sure of its fakes: use real_loss of what D says to them.")
+    check(moved > 0.1, f"{g_name} hardly moves G if D is sure of its fakes: use real_loss of what D says to them.")
     check_equal_steps(g_name, lambda: generator_step(D, G, slow, G(z)), G)
-    passed()

@@ -38,3 +38,9 @@ def write(path, content):
 def write_json(path, content):
     """Write content as JSON to path. Raises ValueError for NaN and infinity, which JSON does not have (RFC 8259)."""
     write(path, json.dumps(content, indent=1, allow_nan=False).encode())
+
+
+def save_figure(path, figure):
+    """Write a matplotlib figure to path as PNG."""
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")

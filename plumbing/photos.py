@@ -146,12 +146,12 @@ def decode_all(files, size, limit):
     return images[:count], junk
 
 
-def decode_once(folder, files, size):
+def decode_once(files, size):
     """decode_all of all files; if it takes long it is kept in data/cache-*.npz, and comes from there the next time.
 
     A cache that cannot be read or written is done without: it only saves time. The three newest are kept."""
     stats = [(file.as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = repr((DECODER, size, os.path.realpath(folder), stats)).encode()
+    key = repr((DECODER, size, stats)).encode()
     cache = Path("data") / f"cache-{hashlib.sha256(key).hexdigest()[:16]}.npz"
     with contextlib.suppress(Exception), np.load(cache) as kept:  # it may be missing or damaged
         return kept["images"], kept["junk"].tolist()
@@ -176,7 +176,7 @@ def load_images(data_dir, image_size, limit=None):
     if not os.path.isdir(data_dir):
         raise FileNotFoundError(f"The data folder {str(data_dir)!r} does not exist (looked in {Path.cwd()}).")
     files = image_files(data_dir)
-    images, junk = decode_once(data_dir, files, image_size) if limit is None else decode_all(files, image_size, limit)
+    images, junk = decode_once(files, image_size) if limit is None else decode_all(files, image_size, limit)
     if junk:
         first = ", ".join(repr(files[index].name)[1:-1] for index in junk[:3])  # repr: a name can hold anything
         print(f"Left out {len(junk)} of {len(images) + len(junk)} files that are not images: {first}"

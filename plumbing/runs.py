@@ -7,7 +7,7 @@ import platform
 import signal
 import threading
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import filelock
@@ -17,7 +17,7 @@ import torchvision
 
 from .files import whole_file
 
-COLUMNS = ("g_loss", "d_loss", "real_accuracy", "fake_accuracy")  # of a record: one step's losses, and how often D is right
+COLUMNS = ("g_loss", "d_loss", "real_accuracy", "fake_accuracy")  # of a record, one a step
 LOCKS = []  # of this process's runs: a lock ends with the last reference to it
 
 
@@ -30,7 +30,8 @@ def choose_device(name="auto"):
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
-        raise ValueError(f"device is {str(name)!r}, and PyTorch does not find it here; use \"auto\" or \"cpu\".") from error
+        raise ValueError(f"device is {str(name)!r}, and PyTorch does not find it here; use \"auto\" or "
+                         "\"cpu\".") from error
 
 
 def device_name(device):
@@ -123,6 +124,7 @@ class State:
     records: list = field(default_factory=list)  # one row of COLUMNS a step
     samples: list = field(default_factory=list)  # one uint8 array (count, height, width, 3) an epoch
     seconds: list = field(default_factory=list)  # of training, an epoch or a part of one each
+    distances: list = field(default_factory=list)  # of [G, its average] to faces held out, after each epoch
 
 
 # Parameters that may change on resume. dataset may be another path to the same faces, which their fingerprint tells.
@@ -144,16 +146,18 @@ def save_checkpoint(path, state):
 def read_checkpoint(path, parts, wanted):
     """Put the networks and optimizers of the checkpoint at path into parts; return all that it holds.
 
-    Raises ValueError with one sentence, before anything is changed, if the file is missing, is not a checkpoint, does not
-    hold parts of these shapes, or was made with other values than wanted (of parameters and of data)."""
+    Raises ValueError with one sentence, before anything is changed, if the file is missing, is not a checkpoint, does
+    not hold parts of these shapes, or was made with other values than wanted (of parameters and of data)."""
     otherwise = "start without it (resume false, start_from \"\")"
     try:
         kept = dict(torch.load(path, map_location="cpu", weights_only=True))
-        settings = {"data": kept.get("data"), **kept["parameters"]}
+        settings = {"data": kept["data"], **kept["parameters"]}
+        assert kept.keys() >= {field.name for field in fields(State)}
     except FileNotFoundError:
         raise ValueError(f"there is no {path} to go on from; {otherwise}.") from None
     except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"{path} is not a checkpoint of this notebook, or is damaged; move it away and {otherwise}.") from error
+        raise ValueError(f"{path} is not a checkpoint of this notebook, or is damaged; move it away and "
+                         f"{otherwise}.") from error
     other = [f"{name} was {settings.get(name)!r} and is {value!r}" for name, value in wanted.items()
              if name not in MAY_CHANGE and settings.get(name) != value]
     if other:
@@ -172,9 +176,10 @@ def read_checkpoint(path, parts, wanted):
 def load_checkpoint(path, state):
     """Put the checkpoint at path into state. Raises ValueError as read_checkpoint does."""
     kept = read_checkpoint(path, state.parts, {**state.parameters, "data": state.data})
-    state.records, state.seconds, state.order, state.random = (
-        kept[name] for name in ("records", "seconds", "order", "random"))
-    state.samples, state.fixed_z = [sample.numpy() for sample in kept["samples"]], kept["fixed_z"].to(state.fixed_z.device)
+    for name in ("records", "seconds", "distances", "order", "random"):
+        setattr(state, name, kept[name])
+    state.samples = [sample.numpy() for sample in kept["samples"]]
+    state.fixed_z = kept["fixed_z"].to(state.fixed_z.device)
 
 
 def load_networks(folder, parts, parameters):
@@ -186,16 +191,18 @@ def load_networks(folder, parts, parameters):
 def collect(recent, records, path):
     """Move the rows in recent (tensors on the device) to the end of records (lists of float), in one transfer.
 
-    Raises FloatingPointError if one is NaN or infinite: from there the networks are lost, the checkpoint at path is not."""
+    Returns the last as {column: value}. Raises FloatingPointError if one is NaN or infinite: from there the networks
+    are lost, the checkpoint at path is not."""
     rows = torch.stack(recent).tolist() if recent else []
     recent.clear()
     for row in rows:
         if not all(map(math.isfinite, row)):
             last = ", ".join(f"{value:.3g}" for value in records[-1][:2]) if records else "none"
             raise FloatingPointError(
-                f"The losses are no longer finite at step {len(records) + 1} (before: {last}). The last good state is in "
-                f"{path}{'' if Path(path).exists() else ', once an epoch is complete'}; try lower learning rates.")
+                f"The losses are no longer finite at step {len(records) + 1} (before: {last}). The last good state is "
+                f"in {path}{'' if Path(path).exists() else ', once an epoch is complete'}; try lower learning rates.")
         records.append(row)
+    return dict(zip(COLUMNS, records[-1])) if records else {}
 
 
 def columns(records):
@@ -208,18 +215,30 @@ def means(records):
     return {name: float(values.mean()) for name, values in columns(records).items()}
 
 
-def epoch_line(epoch, n_epochs, records, batch_size, seconds):
-    """One line of text on the steps of an epoch."""
+def has_won(records):
+    """True if D was right on nearly all images, real and fake, of records: G then learns nothing."""
     mean = means(records)
-    won = "  D has won: its loss is near zero, and G learns nothing" if mean["d_loss"] < 0.01 else ""
-    return (f"epoch {epoch:3}/{n_epochs}  loss of D {mean['d_loss']:.3f}, of G {mean['g_loss']:.3f}  D right on real "
-            f"{mean['real_accuracy']:.0%}, on fake {mean['fake_accuracy']:.0%}  "
-            f"{len(records) * batch_size / seconds:.0f} images/s{won}")
+    return min(mean["real_accuracy"], mean["fake_accuracy"]) > 0.98
+
+
+def epoch_line(state, n_epochs, first, batch_size):
+    """One line of text on the epoch that has just ended; its steps since the run's start or resume begin at first."""
+    records = state.records[first:]
+    mean, speed = means(records), len(records) * batch_size / state.seconds[-1]
+    won = "  D has won: it is right on nearly all images, and G learns nothing" if has_won(records) else ""
+    return (f"epoch {len(state.samples):3}/{n_epochs}  loss of D {mean['d_loss']:.3f}, of G {mean['g_loss']:.3f}  "
+            f"D right on real {mean['real_accuracy']:.0%}, fake {mean['fake_accuracy']:.0%}  "
+            f"distance {state.distances[-1][0]:.1f}, averaged {state.distances[-1][1]:.1f}  {speed:.0f} images/s{won}")
 
 
 def first_and_last(records):
-    """A Markdown table of the means over the first and the last tenth of records."""
+    """{column: {"first tenth": mean, "last tenth": mean}} of records."""
     tenth = max(1, len(records) // 10)
     first, last = means(records[:tenth]), means(records[-tenth:])
-    rows = [f"| {name} | {first[name]:.2f} | {last[name]:.2f} |" for name in COLUMNS]
-    return "\n".join(["| | first tenth | last tenth |", "|---|---|---|", *rows])
+    return {name: {"first tenth": first[name], "last tenth": last[name]} for name in COLUMNS}
+
+
+def by_epoch(state, per_epoch):
+    """One dict an epoch: the means of its columns, and the distances of G and of its average after it."""
+    return [means(state.records[epoch * per_epoch:(epoch + 1) * per_epoch]) | {"swd_of_G": of_G, "swd": of_average}
+            for epoch, (of_G, of_average) in enumerate(state.distances)]

@@ -67,8 +67,9 @@ def small_conv(x, weight):
 def small_deconv(x, weight):
     """F.conv_transpose2d(x, weight, stride=2, padding=1) for x (batch, in, 2, 2) and weight (in, out, 4, 4): the other
     way round, (batch, out, 4, 4) is the sum of four pictures, each moved by one pixel to either side."""
-    painted = x.permute(0, 2, 3, 1).flatten(1, 2) @ weight.permute(0, 2, 3, 1).flatten(1)
-    painted = painted.unflatten(2, (4, 4, -1))                                         # (batch, 4, 4, 4, out)
+    # Two-dimensional on purpose: without gradients torch has a slow way for a batch of matrices times one.
+    painted = x.permute(0, 2, 3, 1).flatten(0, 2) @ weight.permute(0, 2, 3, 1).flatten(1)
+    painted = painted.view(len(x), 4, 4, 4, -1)                                        # (batch, 4, 4, 4, out)
     return sum(F.pad(painted[:, n], (0, 0, *(-s for s in SHIFTS[n]))) for n in range(4)).permute(0, 3, 1, 2)
 
 

@@ -35,7 +35,7 @@ def definitions(**parameters):
 
 
 def ready_to_train(**parameters):
-    """definitions(**parameters) after the cells tagged `setup`: networks, optimizers, loaders (of data_dir), state (in run)."""
+    """definitions(**parameters) after the cells tagged `setup`: networks, optimizers, loaders of data_dir, state in run."""
     module = definitions(**parameters)
     module.parameters = {name: getattr(module, name) for name in Settings.model_fields}
     execute(module, "setup")

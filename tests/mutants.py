@@ -1,6 +1,12 @@
-"""Wrong definitions, under the inline test that must reject them.
+"""Wrong definitions, under the inline test that must reject them, each with a part of the sentence meant for it.
 
-A row is a title, a part of the sentence meant for it, and the right code with the wrong code in its place."""
+A row of MUTANTS is a title, that part, and the right code with the wrong code in its place; one of REJECTED is a title,
+what makes the arguments of the test, and that part."""
+from torch import nn
+from torch.utils.data import DataLoader
+from variants import (OWN_IMAGES, Own, Upsampling, labelled_loader, patient_discriminator_step, plain_discriminator,
+                      textbook_discriminator_step, textbook_generator_step)
+
 D_END, G_END = "return FC(x.flatten(start_dim=1))", "return torch.tanh(last(x))"
 D_START, G_START = "*convs, FC = self.children()", "FC, *deconvs, last = self.children()"
 REAL = "F.binary_cross_entropy_with_logits(D_out, torch.full_like(D_out, label))"
@@ -40,6 +46,8 @@ MUTANTS = {
         ("D has a batch size of 6 built in", "batch of 5", D_END, "return FC(x.reshape(6, -1))"),
         ("D cannot do one image in eval mode", "batch of 1 in eval mode", D_END,
          "return FC(F.batch_norm(x.flatten(1), None, None, training=True))"),
+        ("D uses view on channels_last images", "use reshape or flatten in place of view", D_END,
+         "return FC(x.view(-1, x[0].numel()))"),
         ("D has conv_dim 32 built in", "on a batch of 6", "nn.Linear(channels * 2 * 2, 1)",
          "nn.Linear(256 * 2 * 2, 1)"),
     ],
@@ -68,6 +76,8 @@ MUTANTS = {
          "FC(z).reshape(6, -1, 2, 2)"),
         ("G cannot do one image in eval mode", "batch of 1 in eval mode", "FC(z).unflatten",
          "F.batch_norm(FC(z), None, None, training=True).unflatten"),
+        ("G uses view on channels_last images", "use reshape or flatten in place of view", G_END,
+         "return torch.tanh(last(x)).view(len(z), -1).unflatten(1, (3, 32, 32))"),
         ("G has z_size 100 built in", "batch of 6", "nn.Linear(z_size, ", "nn.Linear(100, "),
         ("G has its arguments swapped", "batch of 6", "def __init__(self, z_size, conv_dim",
          "def __init__(self, conv_dim, z_size"),
@@ -84,9 +94,6 @@ MUTANTS = {
         ("Initialisation has mean 0.02", "mean 0.020", "mean=0.0", "mean=0.02"),
         ("Initialisation is uniform", "normal distribution", "nn.init.normal_(m.weight, mean=0.0, std=0.02)",
          "nn.init.uniform_(m.weight, -0.02 * 3 ** 0.5, 0.02 * 3 ** 0.5)"),
-        ("Initialisation leaves biases", "the bias of Conv2d other than zero", "nn.init.zeros_(m.bias)", "pass"),
-        ("Initialisation draws biases", "the bias of Conv2d other than zero", "nn.init.zeros_(m.bias)",
-         "nn.init.normal_(m.bias, 0, 0.02)"),
         ("Initialisation expects a bias", "fails with", "if m.bias is not None:", "if True:"),
         ("Initialisation draws batch normalisation's scale", "overwrites the scale", INIT_KINDS,
          "hasattr(m, 'weight')"),
@@ -97,7 +104,7 @@ MUTANTS = {
         ("real_loss takes probabilities", "real_loss of 3 float32 logits fails", REAL,
          "F.binary_cross_entropy(D_out, torch.ones_like(D_out))"),
         ("real_loss takes a sigmoid twice", "without a sigmoid", REAL, REAL.replace("(D_out,", "(D_out.sigmoid(),")),
-        ("fake_loss is computed from probabilities", "themselves, without a sigmoid", FAKE,
+        ("fake_loss is computed from probabilities", "themselves, without a sigmoid, with label 0", FAKE,
          "F.binary_cross_entropy(D_out.sigmoid(), torch.zeros_like(D_out))"),
         ("fake_loss is a sum", "fake_loss is a sum", FAKE, FAKE[:-1] + ", reduction='sum')"),
         ("real_loss is not reduced", "is not one number", REAL, REAL[:-1] + ", reduction='none')"),
@@ -107,9 +114,18 @@ MUTANTS = {
         ("fake_loss is detached", "has no gradient", FAKE, FAKE.replace("(D_out,", "(D_out.detach(),")),
         ("real_loss loses digits under autocast", "logits under autocast is", REAL,
          "F.softplus(-D_out @ torch.ones(1, 1)).mean()"),
-        ("real_loss overflows", "take the binary cross-entropy", REAL, "-torch.log(torch.sigmoid(D_out)).mean()"),
-        ("real_loss has a smoothed label", "take the binary cross-entropy", REAL, REAL.replace("label", "0.9 * label")),
-        ("fake_loss is a mean square", "take the binary cross-entropy", FAKE, "(D_out ** 2).mean()"),
+        ("real_loss overflows", "asks for the binary cross-entropy", REAL, "-torch.log(torch.sigmoid(D_out)).mean()"),
+        ("real_loss has a smoothed label", "with label 1 by default (the label argument asks for smoothing)", REAL,
+         REAL.replace("label", "0.9 * label")),
+        ("real_loss has no label", "real_loss needs a second argument, the label (default 1)",
+         "def real_loss(D_out, label=1.0)", "label = 1\ndef real_loss(D_out)"),
+        ("real_loss ignores its label", "real_loss with label 0.9 of 3 float32", REAL, REAL.replace("label", "1")),
+        ("real_loss takes its label from 1", "with the label that it is given", "def real_loss(D_out, label=1.0):",
+         "def real_loss(D_out, label=0):\n    label = 1 - label"),
+        ("real_loss has a label by keyword only", "real_loss with label 0.9 of 3 float32 logits fails",
+         "D_out, label=1.0", "D_out, *, label=1.0"),
+        ("real_loss is a mean square", "with label 1 by default", REAL, "((D_out - label) ** 2).mean()"),
+        ("fake_loss is a mean square", "asks for the binary cross-entropy", FAKE, "(D_out ** 2).mean()"),
         ("real_loss drops a part of its gradient", "wrong gradient", REAL,
          REAL.replace("(D_out,", "(D_out * 2 - D_out.detach(),")),
     ],
@@ -136,7 +152,7 @@ MUTANTS = {
          "images[torch.tensor(indices)[torch.randint(16, (16,))]]"),
         ("The loader leaves out a half", "drop none but", "shuffle=True",
          "sampler=torch.utils.data.RandomSampler(train, num_samples=65)"),
-        ("collate_fn drops an image", "does collate_fn drop some", "images[indices]", "images[indices[1:]]"),
+        ("collate_fn drops an image", "A batch has 15 images and not 16", "images[indices]", "images[indices[1:]]"),
         ("The loader gives bytes", "torch.uint8", "images[indices].float() / 255", "images[indices]"),
         ("The loader gives 0 to 255", "must give images in [0, 1]", ".float() / 255", ".float()"),
         ("The loader gives -1 to 1", "must give images in [0, 1]", ".float() / 255", ".float() / 127.5 - 1"),
@@ -155,6 +171,10 @@ MUTANTS = {
         ("D's step goes uphill", "moves D the wrong way", "d_loss.backward()", "(-d_loss).backward()"),
         ("D's step adds up gradients", "discriminator_step adds up the gradients", "d_optimizer.zero_grad()", "pass"),
         ("D's step forgets the optimizer", "discriminator_step does not change", "d_optimizer.step()", "pass"),
+        ("D's step uses least squares the wrong way", "moves D the wrong way", D_LOSS,
+         "d_loss = (real_out ** 2).mean() + ((fake_out - 1) ** 2).mean()"),
+        ("D's step returns the loss", "must return what the notebook records, a tensor of three numbers",
+         "return torch.stack([d_loss.detach(), ", "return d_loss.detach(); ([d_loss, "),
         ("D's step moves G too", "changes the generator", "d_optimizer.step()",
          "d_optimizer.step(); [node.variable.data.add_(1) for node in tests.graph_nodes(fake_images) "
          "if hasattr(node, 'variable')]"),
@@ -162,7 +182,8 @@ MUTANTS = {
         ("G's step uses fake_loss", "generator_step moves G the wrong way", G_LOSS, "g_loss = fake_loss(fake_out)"),
         ("G's step minimises log(1 - D)", "hardly moves G", G_LOSS, "g_loss = -fake_loss(fake_out)"),
         ("G's step leaves D frozen", "leaves the discriminator frozen", "D.requires_grad_(True)", "pass"),
-        ("G's step leaves gradients on D", "leaves gradients on the discriminator", "D.requires_grad_(False)", "pass"),
+        ("G's step returns nothing", "a tensor of one number", "return g_loss.detach()", "pass"),
+        ("G's step returns a float", "a tensor of one number", "return g_loss.detach()", "return g_loss.item()"),
         ("G's step changes D", "changes the discriminator", "g_optimizer.step()",
          "g_optimizer.step(); [p.data.add_(1) for p in D.parameters()]"),
         ("G's step leaves D in eval mode", "in another mode", "D.requires_grad_(False)",
@@ -172,4 +193,66 @@ MUTANTS = {
         ("G's step adds up gradients", "generator_step adds up the gradients", "g_optimizer.zero_grad()", "pass"),
         ("G's step forgets the optimizer", "generator_step does not change", "g_optimizer.step()", "pass"),
     ],
+}
+
+
+class Unfinished(nn.Module):
+    """A template that nobody has filled in."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+
+    def forward(self, x):
+        return None
+
+
+class Listed(nn.Module):
+    """A discriminator whose layers are hidden in a list."""
+
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.layers = [nn.Conv2d(3, conv_dim, 4, 4), nn.Tanh(), nn.Flatten(), nn.Linear(64 * conv_dim, 1)]
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Silent(Unfinished):
+    """Layers, but no way through them yet."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+
+
+STEPS = textbook_discriminator_step, textbook_generator_step
+REJECTED = {
+    "test_discriminator": {
+        "unfinished": (lambda: (Unfinished,), "has no parameters: give it layers"),
+        "listed": (lambda: (Listed,), "in an nn.ModuleList"),
+        "silent": (lambda: (Silent,), "returns a NoneType"),
+        "none": (lambda: (lambda conv_dim: None,), "'NoneType' object has no attribute 'parameters'")},
+    "test_generator": {"unfinished": (lambda: (Unfinished,), "The generator has no parameters: give it layers")},
+    "test_losses": {"unfinished": (lambda: (lambda out, smooth=False: None, lambda out: None), "is not one number"),
+                    "none": (lambda: (None, None), "Reading the arguments of real_loss fails with TypeError")},
+    "test_dataloader": {
+        "with replacement": (lambda: (Own(OWN_IMAGES, replacement=True),), "again while others are left out"),
+        "one epoch only": (lambda: (Own(OWN_IMAGES, epochs=1),), "nothing in its second epoch"),
+        "wrong length": (lambda: (Own(OWN_IMAGES, length=30),), "len(loader) is 30, but an epoch has 20 batches"),
+        "empty": (lambda: (DataLoader([], 4),), "has no batch"),
+        "no length": (lambda: (iter([OWN_IMAGES[:10]]),), "len(loader) fails with TypeError"),
+        "odd batches": (lambda: ([OWN_IMAGES[:10], OWN_IMAGES[10:16], OWN_IMAGES[16:26]],), "differ in size"),
+        "lists": (lambda: ([[[0.0, 1.0]]],), "A batch is a list"),
+        "another batch_size": (lambda: (labelled_loader(), 32), "A batch has 16 images and not 32"),
+        "own, another batch_size": (lambda: (Own(OWN_IMAGES), 16), "A batch has 10 images and not 16"),
+        "too large a batch": (lambda: (labelled_loader(20, batch_size=64), 16), "A batch has 20 images and not 16")},
+    "test_training_steps": {
+        "unfinished D": (lambda: (*STEPS, Unfinished, Upsampling), "The discriminator has no parameters"),
+        "unfinished G": (lambda: (*STEPS, plain_discriminator, Unfinished), "The generator has no parameters"),
+        "silent G": (lambda: (*STEPS, plain_discriminator, Silent), "The generator returns a NoneType"),
+        "gradients left and kept": (
+            lambda: (patient_discriminator_step, textbook_generator_step, plain_discriminator, Upsampling),
+            "adds the gradients that generator_step leaves on D")},
 }

@@ -104,7 +104,7 @@ ODD = {  # name: (content, colour of the left half, colour of the right half)
     "cut-out-with-a-palette.png": (encoded("PNG", cut_out.quantize(8)), RED, WHITE),
     "transparent-colour.png": (encoded("PNG", halves("black"), transparency=(0, 0, 0)), RED, WHITE),
     "upside-down.jpg": (encoded("JPEG", halves(), quality=95, exif=held(3)), WHITE, RED),
-    "exif-of-rubbish.jpg": (encoded("JPEG", halves(), quality=95, exif=b"Exif\0\0rubbish"), RED, WHITE),
+    "truncated-exif.jpg": (encoded("JPEG", halves(), quality=95, exif=held(3).tobytes()[:-9]), RED, WHITE),
     "cmyk.jpg": (encoded("JPEG", halves().convert("CMYK"), quality=95), RED, WHITE),
     "animated.gif": (encoded("GIF", halves(), save_all=True, append_images=[halves("blue")]), RED, WHITE),
     "png-called.jpg": (encoded("PNG", halves()), RED, WHITE),

@@ -31,8 +31,9 @@ NOT_CHECKPOINTS = {
     "tensor": saved(torch.zeros(3)),
     "list": saved([1, 2]),
     "of another program": saved({"state_dict": {}, "epoch": 3}),
-    "parameters that are a number": saved({"parameters": 5}),
-    "hostile": saved({"parameters": {}, "x": Calls(os.system, "touch hacked")}),
+    "parameters that are a number": saved({"parameters": 5, "data": "7 faces"}),
+    "without random numbers": saved({"parameters": {}, "data": "7 faces", "parts": {}, "records": []}),
+    "hostile": saved({"parameters": {}, "data": "7 faces", "x": Calls(os.system, "touch hacked")}),
     "hostile pickle": pickle.dumps(Calls(os.system, "touch hacked"), protocol=2),
 }
 PARTS = {

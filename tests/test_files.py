@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import child, posix, refused
+from conftest import child, pixels, posix, refused
 
+import helpers
 from plumbing import files
 
 
@@ -30,6 +31,11 @@ def test_json_has_no_nan():
         with pytest.raises(ValueError):
             files.write_json("file", {"x": number})
     assert json.loads(Path("file").read_text()) == {"x": 1} and len(folder()) == 1
+
+
+def test_a_figure_is_a_png_whatever_its_name():
+    files.save_figure("figure", helpers.show_faces(pixels(3, 8, 8, 3)))
+    assert folder()["figure"].startswith(b"\x89PNG") and len(folder()) == 1
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, RuntimeError])

@@ -54,11 +54,22 @@ def test_grids_and_figures():
     images = pixels(10, 32, 32, 3)
     assert helpers.grid(images).shape == (2 * 33 + 1, 8 * 33 + 1, 3)
     figure = helpers.show_faces(images, title="faces")
-    assert figure.axes[0].get_title() == "faces"
+    assert figure.get_suptitle() == "faces"
     assert np.array_equal(figure.axes[0].images[0].get_array(), helpers.grid(images))
-    one, two = helpers.show_beside({"a": images, "b": images[::-1]}).axes
-    assert (one.get_title(), two.get_title()) == ("a", "b")
-    assert np.array_equal(two.images[0].get_array(), helpers.grid(images[::-1], 6))
+    one, two = helpers.show_rows({"a": images, "b": images[:3]}, columns=5).axes
+    assert (one.get_ylabel(), two.get_ylabel()) == ("a", "b")
+    assert np.array_equal(two.images[0].get_array(), helpers.grid(images[:3], 5))
+
+
+def test_curves_and_histograms():
+    left, right = helpers.show_curves({"a": ([1, 2], {"up": [1, 2], "down": [2, 1]}, "x", "y"),
+                                       "b": ([1, 2], {"level": [1, 1]}, "steps", "loss")}).axes
+    assert [line.get_label() for line in left.lines] == ["up", "down"] and right.get_xlabel() == "steps"
+    assert list(left.lines[1].get_ydata()) == [2, 1] and right.get_title() == "b"
+    axis, = helpers.show_histograms({"brightness": {"data": np.arange(80), "generated": np.full(7, 40)}}).axes
+    assert axis.get_xlabel() == "brightness" and axis.get_ylabel() == "% of faces"
+    tops = [patch.get_xy()[:, 1].max() for patch in axis.patches]
+    assert tops == pytest.approx([2.5, 100])  # 80 values in 40 bins; all in one
 
 
 def test_animation():
@@ -76,14 +87,17 @@ def test_live_figures_take_one_place(monkeypatch):
     assert len(shown) == 1 and handle.update.call_count == 2 and not helpers.plt.get_fignums()
 
 
-def test_curves_are_means_over_a_twentieth():
+def test_curves_of_a_run():
     steps = np.arange(40.0)
     columns = {"g_loss": steps, "d_loss": 2 * steps, "real_accuracy": 0 * steps + 0.25, "fake_accuracy": 0 * steps + 1}
-    left, right = helpers.show_training(columns).axes
-    curves = {line.get_label(): line.get_xydata() for line in left.lines + right.lines}
-    assert np.allclose(curves["Generator"], [[step, step - 0.5] for step in range(1, 40)])
-    assert np.allclose(curves["Discriminator"][:, 1], [2 * step - 1 for step in range(1, 40)])
-    assert set(curves["real images"][:, 1]) == {0.25} and set(curves["generated images"][:, 1]) == {1}
+    losses, shares, quality = helpers.show_training(columns, {"always right": 0.325}, [[9, 5], [7, 4]], 3).axes
+    curves = {line.get_label(): line.get_xydata() for axis in (losses, shares, quality) for line in axis.lines}
+    assert np.allclose(curves["generator"], [[step, step - 0.5] for step in range(1, 40)])  # means of two steps
+    assert np.allclose(curves["discriminator"][:, 1], [2 * step - 1 for step in range(1, 40)])
+    assert set(curves["real"][:, 1]) == {0.25} and set(curves["generated"][:, 1]) == {1}
+    assert set(curves["D always right: 0.325"][:, 1]) == {0.325} and set(curves["training faces"][:, 1]) == {3}
+    assert curves["G"].tolist() == [[1, 9], [2, 7]] and curves["its average"].tolist() == [[1, 5], [2, 4]]
+    assert helpers.show_training(columns, {}, [], 3)  # interrupted in its first epoch
 
 
 # --- Samples ----------------------------------------------------------------------------------------------------------
@@ -142,6 +156,23 @@ def test_the_file_draws_what_the_network_draws(image_size):
     assert json.loads(Path("generator.json").read_text())["epochs"] == 3
 
 
+@pytest.mark.parametrize("change", [lambda G: G, lambda G: setattr(G, "forward", lambda z: torch.tanh(G.t_conv4(
+    torch.relu(G.t_conv3(torch.relu(G.t_conv2(torch.relu(G.t_conv1(G.FC(z).unflatten(1, (-1, 2, 2)))))))))))],
+    ids=["as it is", "no ReLU after FC"])
+def test_a_generator_with_other_layers_is_refused(change):
+    torch.manual_seed(0)
+    G = NOTEBOOK.Generator(20, 16).train()
+    with torch.no_grad():
+        for _ in range(50):
+            G(2 * torch.rand(16, 20) - 1)
+    other = change(G.eval()) is None
+    keep(G, probe=helpers.probe_of(G, 20), conv_dim=16)
+    if other:
+        refused(lambda: helpers.load_generator("."), ". holds a generator with other layers than this notebook's")
+    else:
+        assert helpers.load_generator(".")(3).shape == (3, 32, 32, 3)
+
+
 def test_helpers_are_enough_to_draw_faces():
     keep(NOTEBOOK.Generator(20, 4))
     Path("helpers.py").write_bytes((ROOT / "helpers.py").read_bytes())
@@ -194,14 +225,23 @@ def test_sliced_wasserstein():
     assert math.isfinite(helpers.sliced_wasserstein(np.zeros_like(a), a))
 
 
-def test_nearest_and_diversity():
+def test_nearest():
     images = pixels(20, 32, 32, 3)
     index, distance = helpers.nearest(images[[7, 3]], images)
     assert index.tolist() == [7, 3] and np.abs(distance).max() < 1e-3
     white, black = np.full((1, 2, 2, 3), 255, np.uint8), np.zeros((1, 2, 2, 3), np.uint8)
-    assert helpers.nearest(white, black)[1] == pytest.approx(1)
-    assert helpers.diversity(np.repeat(images[:1], 10, 0)) == 0
-    assert helpers.diversity(np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)])) == 1
+    assert helpers.nearest(white, black)[1] == helpers.rms(white, black) == pytest.approx(1)
+
+
+def test_pairs():
+    images = smooth_images(200)
+    distances = helpers.pair_distances(images)
+    assert len(distances) == 200 * 199 / 2
+    assert distances[1] == pytest.approx(helpers.rms(images[:1], images[2:3])[0], rel=1e-4)
+    radius = helpers.close_radius(images)
+    assert (distances < radius).sum() == 0 and (distances <= radius).sum() == 1  # 1 in 10,000 of 19,900
+    images[77], images[5] = images[30], np.clip(images[6].astype(int) + 1, 0, 255)
+    assert helpers.closest_pairs(images, 2).T.tolist() == [[30, 77], [5, 6]]
 
 
 class Pixels(FeatureExtractorBase):

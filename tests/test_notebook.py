@@ -156,7 +156,8 @@ def test_interrupted_run_has_no_metrics_and_goes_on(project, interrupted):
     done = len(torch.load(folder / "checkpoint.pt", weights_only=True)["records"])
     if interrupted == "kernel":  # the cells below the loop have worked on what there was
         assert status == 0, said
-        assert "set resume to True and go on" in (project / "out.ipynb").read_text()
+        said = (project / "out.ipynb").read_text()
+        assert f"stopped after step {done}, checkpoint written" in said and "set resume to True and go on" in said
         assert helpers.load_generator(folder)(3).shape == (3, 32, 32, 3)
     n_epochs = done // 5 + 1
     status, said = run(project, n_epochs=n_epochs, resume=True)
@@ -213,3 +214,16 @@ def test_wrong_input_is_refused_in_a_sentence(project, parameters, sentences):
     assert status != 0
     assert not [s for s in sentences if s not in error_in(said)], said
     assert not (project / "runs/latest/metrics.json").exists()
+
+
+@pytest.mark.parametrize("old, new, sentence", [
+    ("self.FC = nn.Linear(z_size", "self.entry = nn.Linear(z_size", "does not hold a generator of this notebook"),
+    ("x = F.relu(FC(z)", "x = F.elu(FC(z)", "holds a generator with other layers than this notebook's")], ids=["other names", "another activation"])
+def test_a_generator_of_ones_own_arrives_at_the_end(project, old, new, sentence):
+    notebook = project / "face_generation.ipynb"
+    text = notebook.read_text()
+    assert text.count(old) == 1
+    notebook.write_text(text.replace(old, new))
+    status, said = run(project, n_epochs=1, g_conv_dim=16)
+    assert status == 0, said
+    assert sentence in (project / "out.ipynb").read_text() and (project / "runs/latest/metrics.json").exists()

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -161,18 +162,33 @@ def test_losses_that_are_not_finite(recent, records, step, before, where):
 
 def test_what_is_said_of_an_epoch():
     records = [[0.7, 1.3, 0.6, 0.7]] * 10
+    state = SimpleNamespace(records=[[9, 9, 9, 9]] + records, samples=[0, 0], seconds=[5.0, 2.0],
+                            distances=[[90, 80], [70, 50.04]])
     assert runs.means(records) == pytest.approx(dict(zip(runs.COLUMNS, records[0])))
-    line = "epoch   2/12  loss of D 1.300, of G 0.700  D right on real 60%, on fake 70%  320 images/s"
-    assert runs.epoch_line(2, 12, records, 64, 2.0) == line
-    assert "images/s  D has won: its loss is near zero" in runs.epoch_line(2, 12, [[9, 0.001, 1, 1]], 64, 2.0)
+    assert runs.epoch_line(state, 12, 1, 64) == (
+        "epoch   2/12  loss of D 1.300, of G 0.700  D right on real 60%, fake 70%  distance 70.0, averaged 50.0  "
+        "320 images/s")
+
+
+@pytest.mark.parametrize("real, fake, won", [(0.99, 1.0, True), (1.0, 0.97, False), (0.0, 1.0, False)])
+def test_winning_is_being_right_on_both(real, fake, won):
+    records = [[9, 0.33, real, fake]]  # with smoothed labels the loss of a D that has won is 0.325
+    assert runs.has_won(records) is won
+    state = SimpleNamespace(records=records, samples=[0], seconds=[1.0], distances=[[1, 1]])
+    assert ("D has won" in runs.epoch_line(state, 1, 0, 16)) is won
 
 
 def test_first_and_last_tenth():
     records = [[step, 2 * step, 0.25, 1.0] for step in range(20)]
-    assert runs.first_and_last(records).splitlines() == [
-        "| | first tenth | last tenth |", "|---|---|---|", "| g_loss | 0.50 | 18.50 |", "| d_loss | 1.00 | 37.00 |",
-        "| real_accuracy | 0.25 | 0.25 |", "| fake_accuracy | 1.00 | 1.00 |"]
-    assert "| g_loss | 3.00 | 3.00 |" in runs.first_and_last(records[3:4])
+    assert runs.first_and_last(records)["g_loss"] == {"first tenth": 0.5, "last tenth": 18.5}
+    assert list(runs.first_and_last(records[3:4])) == list(runs.COLUMNS)
+
+
+def test_each_epoch_has_its_means_and_distances():
+    records = [[step, 0.0, 0.5, 1.0] for step in range(5)]  # two epochs of two steps, and one in progress
+    one, two = runs.by_epoch(SimpleNamespace(records=records, distances=[[90, 80], [70, 60]]), 2)
+    assert [one["g_loss"], two["g_loss"]] == [0.5, 2.5] and list(one) == [*runs.COLUMNS, "swd_of_G", "swd"]
+    assert [two["swd_of_G"], two["swd"]] == [70, 60]
 
 
 def test_a_fingerprint_tells_faces_apart():

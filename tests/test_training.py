@@ -126,6 +126,13 @@ def test_a_run_starts_from_the_networks_of_another(faces, tmp_path):
         set_up(faces, tmp_path / "third", **settings | {"d_conv_dim": 16})
 
 
+@pytest.mark.parametrize("g_lr, won", [(1e-7, True), (2e-3, False)])
+def test_a_game_that_D_wins_is_reported(faces, tmp_path, capsys, g_lr, won):
+    module = set_up(faces, tmp_path, g_lr=g_lr, d_conv_dim=16, g_conv_dim=16, lr_decay=0)
+    module.train(module.state, module.celeba_train_loader, 16)
+    assert ("D has won" in capsys.readouterr().out.splitlines()[-1]) == won
+
+
 def test_losses_that_are_not_finite_stop_the_run(faces, tmp_path):
     module = set_up(faces, tmp_path)
     play(module, 1)
@@ -150,7 +157,7 @@ def test_average_follows_its_equation():
 
 
 def test_augmentation_mirrors_about_half():
-    module = definitions(instance_noise=0.0)
+    module = definitions(augment="flip", instance_noise=0.0)
     images = torch.rand(1000, 3, 4, 4)
     mirrored = (module.augmented(images) == images.flip(3)).flatten(1).all(dim=1)
     unchanged = (module.augmented(images) == images).flatten(1).all(dim=1)

@@ -1,4 +1,4 @@
-"""Right definitions that the inline tests must accept, written in other ways than the notebook's, and wrong loaders."""
+"""Right definitions that the inline tests must accept, written in other ways than the notebook's."""
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -35,6 +35,12 @@ def dropout_discriminator(conv_dim):
         nn.Conv2d(3, conv_dim, 5, 2, 2), nn.LeakyReLU(0.2, inplace=True), nn.Dropout2d(0.3),
         nn.Conv2d(conv_dim, 2 * conv_dim, 5, 2, 2), nn.InstanceNorm2d(2 * conv_dim, affine=True), nn.ELU(inplace=True),
         nn.Dropout(0.5), nn.Flatten(), nn.Linear(2 * conv_dim * 64, 1))
+
+
+def doubting_discriminator(conv_dim):
+    """Dropout on the logit itself, so that a small batch may get no gradient."""
+    return nn.Sequential(nn.Conv2d(3, conv_dim, 4, 4), nn.ReLU(), nn.Conv2d(conv_dim, conv_dim, 4, 4),
+                         nn.BatchNorm2d(conv_dim), nn.ReLU(), nn.Flatten(), nn.Linear(4 * conv_dim, 1), nn.Dropout(0.5))
 
 
 def deep_discriminator(conv_dim):
@@ -148,9 +154,31 @@ def init_by_name(m):
         nn.init.constant_(m.bias.data, 0)
 
 
+def init_weights_only(m):
+    """The style of most solutions, which leaves the biases as PyTorch draws them."""
+    if hasattr(m, "weight") and ("Conv" in type(m).__name__ or "Linear" in type(m).__name__):
+        m.weight.data.normal_(0.0, 0.02)
+
+
+def init_all(m):
+    """Biases drawn like the weights."""
+    if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)):
+        for parameter in m.parameters():
+            nn.init.normal_(parameter, 0.0, 0.02)
+
+
 def real_by_module(D_out, smooth=False):
+    """The course's: any second argument asks for a label of 0.9."""
     labels = torch.ones(D_out.size(0)) * (0.9 if smooth else 1)
     return nn.BCEWithLogitsLoss()(D_out.view(-1).float(), labels)
+
+
+def real_by_softplus(out, label=1):
+    return (label * F.softplus(-out) + (1 - label) * F.softplus(out)).mean()
+
+
+def real_by_column(D_out, label=1):
+    return F.binary_cross_entropy_with_logits(D_out.float(), torch.ones(len(D_out), 1) * label)
 
 
 def scale_by_lerp(x, feature_range=(-1, 1)):
@@ -191,7 +219,23 @@ def patient_discriminator_step(D, d_optimizer, real_images, fake_images):
     loss.backward()
     d_optimizer.step()
     d_optimizer.zero_grad()
-    return loss.item()
+    return torch.tensor([loss.item(), 0.5, 0.5])
+
+
+def textbook_discriminator_step(D, d_optimizer, real_images, fake_images):
+    D.zero_grad()
+    F.softplus(-D(real_images)).mean().backward()
+    F.softplus(D(fake_images.detach())).mean().backward()
+    d_optimizer.step()
+    return torch.zeros(3)
+
+
+def textbook_generator_step(D, G, g_optimizer, fake_images):
+    """D gets gradients, which stay."""
+    g_optimizer.zero_grad()
+    F.softplus(-D(fake_images)).mean().backward()
+    g_optimizer.step()
+    return torch.zeros(())
 
 
 def careful_generator_step(D, G, g_optimizer, fake_images):
@@ -205,42 +249,51 @@ def careful_generator_step(D, G, g_optimizer, fake_images):
 
 def clearing_generator_step(D, G, g_optimizer, fake_images):
     """D gets gradients, which are cleared before the step ends."""
-    g_optimizer.zero_grad()
-    F.binary_cross_entropy_with_logits(D(fake_images).float(), torch.ones(len(fake_images), 1)).backward()
-    g_optimizer.step()
+    loss = textbook_generator_step(D, G, g_optimizer, fake_images)
     D.zero_grad()
+    return loss
+
+
+def square_discriminator_step(D, d_optimizer, real_images, fake_images):
+    """Least squares, as in LSGAN."""
+    d_optimizer.zero_grad()
+    loss = ((D(real_images) - 1) ** 2).mean() + (D(fake_images.detach()) ** 2).mean()
+    loss.backward()
+    d_optimizer.step()
+    return torch.stack([loss.detach()] * 3)
+
+
+def square_generator_step(D, G, g_optimizer, fake_images):
+    g_optimizer.zero_grad()
+    ((D(fake_images) - 1) ** 2).mean().backward()
+    g_optimizer.step()
+    return torch.zeros(())
 
 
 OWN_IMAGES = faces(203).float() / 255
 VARIANTS = {
     "test_discriminator": {f.__name__: (f,) for f in (
-        ConvolutionsOnly, dropout_discriminator, deep_discriminator, attention_discriminator,
+        ConvolutionsOnly, dropout_discriminator, doubting_discriminator, deep_discriminator, attention_discriminator,
         half_precision_discriminator, plain_discriminator)},
     "test_generator": {f.__name__: (f,) for f in (Upsampling, convolutional_generator, shuffling_generator, Noisy)},
-    "test_weights_init": {"init_by_name": (init_by_name,)},
+    "test_weights_init": {f.__name__: (f,) for f in (init_by_name, init_weights_only, init_all)},
     "test_losses": {
         "by module": (real_by_module, lambda out: nn.BCEWithLogitsLoss()(out, torch.zeros_like(out))),
-        "by softplus": (lambda out: F.softplus(-out).mean(), lambda out: -F.logsigmoid(-out.squeeze()).mean())},
+        "by softplus": (real_by_softplus, lambda out: -F.logsigmoid(-out.squeeze()).mean()),
+        "by column": (real_by_column, lambda out: real_by_column(out, 0))},
     "test_scale": {"lerp": (scale_by_lerp,)},
     "test_dataloader": {
-        "labels": (labelled_loader(),), "labels, dropped": (labelled_loader(drop_last=True),),
-        "one batch": (labelled_loader(16),), "batches of one": (labelled_loader(20, batch_size=1),),
-        "all in one": (labelled_loader(20, batch_size=64),), "seven images": (labelled_loader(7),),
-        "own": (Own(OWN_IMAGES),), "own, each image twice": (Own(torch.cat([OWN_IMAGES] * 2)),),
-        "own, all images equal": (Own(OWN_IMAGES[:1].expand(203, 3, 8, 8)),),
+        "labels": (labelled_loader(),), "labels, dropped": (labelled_loader(drop_last=True), 16),
+        "one batch": (labelled_loader(16), 16), "batches of one": (labelled_loader(20, batch_size=1), 1),
+        "all in one": (labelled_loader(20, batch_size=64), 64), "seven images": (labelled_loader(7), 16),
+        "own": (Own(OWN_IMAGES), 10), "own, each image twice": (Own(torch.cat([OWN_IMAGES] * 2)),),
+        "own, all images equal": (Own(OWN_IMAGES[:1].expand(203, 3, 8, 8)),), "own, few": (Own(OWN_IMAGES[:10]), 64),
         "large": (DataLoader(range(10 ** 5), 100, shuffle=True,
-                             collate_fn=lambda i: torch.rand(100, 1, 1, 1).expand(100, 3, 64, 64)),)},
+                             collate_fn=lambda i: torch.rand(100, 1, 1, 1).expand(100, 3, 64, 64)), 100)},
     "test_training_steps": {
         "patient, careful": (patient_discriminator_step, careful_generator_step, ConvolutionsOnly, Upsampling),
         "patient, clearing": (patient_discriminator_step, clearing_generator_step, dropout_discriminator,
-                              convolutional_generator)},
-}
-LOADERS = {
-    "with replacement": (lambda: Own(OWN_IMAGES, replacement=True), "again while others are left out"),
-    "one epoch only": (lambda: Own(OWN_IMAGES, epochs=1), "nothing in its second epoch"),
-    "wrong length": (lambda: Own(OWN_IMAGES, length=30), "len(loader) is 30, but an epoch has 20 batches"),
-    "empty": (lambda: DataLoader([], 4), "has no batch"),
-    "no length": (lambda: iter([OWN_IMAGES[:10]]), "len(loader) fails with TypeError"),
-    "odd batches": (lambda: [OWN_IMAGES[:10], OWN_IMAGES[10:16], OWN_IMAGES[16:26]], "differ in size"),
-    "lists": (lambda: [[[0.0, 1.0]]], "A batch is a list"),
+                              convolutional_generator),
+        "textbook": (textbook_discriminator_step, textbook_generator_step, doubting_discriminator, Noisy),
+        "least squares": (square_discriminator_step, square_generator_step, plain_discriminator, Upsampling)},
 }

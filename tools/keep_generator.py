@@ -13,10 +13,11 @@ from plumbing import files
 
 
 def keep_generator(run, folder="assets"):
-    """Copy the generator of the folder run into folder. Raises FileNotFoundError with one sentence if run is not finished."""
+    """Copy the generator of the folder run into folder. Raises FileNotFoundError if run is not finished."""
     run = Path(run)
     if not (run / "metrics.json").exists():
-        raise FileNotFoundError(f"{run} does not hold a finished run: it has no metrics.json; finish it with resume true.")
+        raise FileNotFoundError(f"{run} does not hold a finished run: it has no metrics.json; finish it with resume "
+                                "true.")
     about, metrics = (json.loads((run / name).read_text()) for name in ("generator.json", "metrics.json"))
     weights = load_file(run / "generator.safetensors")
     halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}

@@ -1,0 +1,100 @@
+"""Judging faces, uint8 (count, height, width, 3): what the eye sees, as numbers, and what a generator can redraw."""
+import copy
+
+import numpy as np
+import torch
+
+import helpers
+
+
+def compare(images, reference, radius):
+    """images beside the first equally many of reference, as {name: number}.
+
+    distance: sliced Wasserstein x1000. detail and contrast: the spread of the finest level of a Laplacian pyramid and of
+    all pixels, over reference's. cast: the largest shift of a mean colour, in per cent of the range. close pairs: how
+    often two images are within radius, over 1 in 10,000."""
+    count = min(len(images), len(reference))
+    a, b = (torch.from_numpy(x[:count]).permute(0, 3, 1, 2).float() / 255 for x in (images, reference))
+    fine = [helpers.laplacian_pyramid(x)[0].std() for x in (a, b)]
+    return {"distance": helpers.sliced_wasserstein(images[:count], reference[:count]),
+            "detail": (fine[0] / fine[1]).item(), "contrast": (a.std() / b.std()).item(),
+            "cast, %": 100 * (a - b).mean((0, 2, 3)).abs().max().item(),
+            "close pairs": 10_000 * (helpers.pair_distances(images) < radius).double().mean().item()}
+
+
+def summary(comparison, generated, held_out, radius):
+    """A run's measures by name, from comparison ({name of a set: what compare gives}) and the pairs of its faces."""
+    names = {"swd": "this run", "swd_of_G": "G, not its average", "swd_floor": "training faces",
+             "swd_untrained": "untrained generator"}
+    pairs = helpers.pair_distances(generated)
+    return {key: comparison[name]["distance"] for key, name in names.items()} | {
+        "close_pairs": int((pairs < radius).sum()), "close_pairs_expected": len(pairs) / 10_000,
+        "diversity": pairs.mean().item(), "diversity_held_out": helpers.pair_distances(held_out).mean().item()}
+
+
+def spoilt(images):
+    """Copies of images, {what is wrong with them: images}: what a measure says to them tells what it is blind to."""
+    x = images.astype(np.float32)
+    copies = {"blurred": (x + np.roll(x, 1, 1) + np.roll(x, 1, 2) + np.roll(x, (1, 1), (1, 2))) / 4,
+              "noisy": x + np.random.default_rng(0).normal(0, 12, x.shape),
+              "tinted": x * [1.08, 1, 0.92],
+              "half of them twice": np.concatenate([x[:len(x) // 2], x[:len(x) - len(x) // 2]])}
+    return {name: copy.round().clip(0, 255).astype(np.uint8) for name, copy in copies.items()}
+
+
+def redraw(network, targets, z_size, steps=120):
+    """The images of network nearest to targets that a descent on z, uniform in [-1, 1], finds (Webster et al. 2019).
+
+    network takes z (count, z_size) to images in [-1, 1]; its weights stay as they are."""
+    network = copy.deepcopy(network).requires_grad_(False)
+    device = next(network.parameters()).device
+    wanted = torch.from_numpy(targets).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+    z = torch.zeros(len(targets), z_size, device=device, requires_grad=True)
+    optimizer = torch.optim.Adam([z], lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (network(z) - wanted).square().sum().backward()
+        optimizer.step()
+        z.data.clamp_(-1, 1)
+    return helpers.to_uint8(network(z))
+
+
+def smoothness(images):
+    """The correlation of neighbouring pixels: near 1 for pictures, near 0 for noise."""
+    x = images.astype(np.float32)
+    return float(np.corrcoef(x[:, :, 1:].ravel(), x[:, :, :-1].ravel())[0, 1])
+
+
+def light(images):
+    """The mean brightness in [0, 1] of the middle of each face."""
+    size = images.shape[1]
+    return images[:, 3 * size // 8:3 * size // 4, size // 4:3 * size // 4].mean(axis=(1, 2, 3)) / 255
+
+
+def lean(images):
+    """By how much the left half of each picture is lighter than the right, in [-1, 1]."""
+    left, right = np.split(images.mean(axis=(1, 3)) / 255, 2, axis=1)
+    return left.mean(axis=1) - right.mean(axis=1)
+
+
+def beyond(values, data):
+    """{"below": , "above": } the share of values in per cent beyond the lowest and the highest twentieth of data."""
+    low, high = np.quantile(data, [0.05, 0.95])
+    return {"below, %": 100 * float((values < low).mean()), "above, %": 100 * float((values > high).mean())}
+
+
+def table(rows):
+    """Rows, {name: {column: number}}, as Markdown."""
+    columns = list(next(iter(rows.values())))
+    def shown(number):
+        digits = 3 if abs(number) < 1 else 2 if abs(number) < 10 else 1
+        return f"{number:,}" if isinstance(number, int) else f"{number:.{digits}f}"
+
+    lines = [f"| {name} | {' | '.join(shown(row[column]) for column in columns)} |" for name, row in rows.items()]
+    return "\n".join([f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns), *lines])
+
+
+def verdict(claims):
+    """Print each of claims, {sentence: whether it holds}."""
+    for sentence, holds in claims.items():
+        print(f"{'holds' if holds else 'DOES NOT HOLD'}: {sentence}")

@@ -1,0 +1,47 @@
+"""What is wrong with the outputs that a notebook carries, beyond what nbval compares."""
+import base64
+import io
+import re
+
+import numpy as np
+from PIL import Image
+
+from plumbing import judge
+
+EPOCH = re.compile(r"epoch +(\d+)/\d+  loss of D ([\d.]+), of G ([\d.]+)  D right on real (\d+)%, fake (\d+)%  "
+                   r"distance ([\d.]+), averaged ([\d.]+)")
+
+
+def pictures(cell):
+    """The PNGs among the outputs of a cell as uint8 (height, width, 3)."""
+    found = [output["data"]["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")) for png in found]
+
+
+def texts(cell):
+    """The text and the Markdown among the outputs of a cell."""
+    return "".join(output.get("text", "") + output.get("data", {}).get("text/markdown", "") for output in cell.outputs)
+
+
+def faults(cells, metrics):
+    """Sentences: which stored outputs of cells (a notebook's code cells) contradict metrics, or show nothing."""
+    said, found = "".join(map(texts, cells)), []
+    lines = [tuple(map(float, match)) for match in EPOCH.findall(said)]
+    expected = [tuple(float(f"{value:{form}}") for value, form in (
+        (number, ".0f"), (e["d_loss"], ".3f"), (e["g_loss"], ".3f"), (100 * e["real_accuracy"], ".0f"),
+        (100 * e["fake_accuracy"], ".0f"), (e["swd_of_G"], ".1f"), (e["swd"], ".1f")))
+        for number, e in enumerate(metrics["epochs"], 1)]
+    if lines != expected:
+        found.append("the lines of the epochs are not those of the run")
+    for name, row in metrics["comparison"].items():
+        if judge.table({name: row}).splitlines()[-1] not in said:
+            found.append(f"the measures of {name!r} are not those of the run")
+    for name, value in metrics["measures"].items():
+        if judge.table({name: {"": value}}).splitlines()[-1] not in said:
+            found.append(f"{name} is not that of the run")
+    if "DOES NOT HOLD" in said or said.count("holds: ") < 9:
+        found.append("a claim does not hold")
+    for cell in cells:
+        if any(judge.smoothness(picture[None]) < 0.5 for picture in pictures(cell)):
+            found.append(f"a picture of cell {cell.id} is noise")
+    return found

@@ -1,0 +1,72 @@
+"""plumbing/judge.py: each number moves with what it is named for, and stays for the rest."""
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import helpers
+from plumbing import judge, photos
+from plumbing.story import ROOT
+
+with zipfile.ZipFile(ROOT / "processed_celeba_small.zip") as archive:
+    EMBEDDED = np.stack([photos.decode(archive.open(name), 32) for name in archive.namelist()[:1600]])
+FACES, OTHERS = np.split(EMBEDDED, 2)
+RADIUS = helpers.close_radius(OTHERS)
+
+
+def test_equal_faces_compare_equal():
+    row = judge.compare(FACES, FACES, RADIUS)
+    assert row["distance"] == 0 and row["detail"] == row["contrast"] == 1 and row["cast, %"] == 0
+
+
+@pytest.mark.parametrize("fault, moved", [
+    ("blurred", {"distance", "detail"}), ("noisy", {"distance", "detail"}), ("tinted", {"cast, %"}),
+    ("half of them twice", {"close pairs"})])
+def test_what_is_spoilt_moves_its_number(fault, moved):
+    as_they_are = judge.compare(FACES, OTHERS, RADIUS)
+    row = judge.compare(judge.spoilt(FACES)[fault], OTHERS, RADIUS)
+    far = {"distance": row["distance"] > 1.3 * as_they_are["distance"], "detail": not 0.9 < row["detail"] < 1.1,
+           "contrast": not 0.9 < row["contrast"] < 1.1, "cast, %": row["cast, %"] > 2, "close pairs": row["close pairs"] > 7}
+    assert {name for name, is_far in far.items() if is_far} == moved
+
+
+def test_summary():
+    comparison = {name: {"distance": number} for number, name in enumerate(
+        ("this run", "G, not its average", "training faces", "untrained generator"))}
+    twins = np.concatenate([FACES, FACES[:10]])
+    found = judge.summary(comparison, twins, FACES, RADIUS)
+    assert [found[name] for name in ("swd", "swd_of_G", "swd_floor", "swd_untrained")] == [0, 1, 2, 3]
+    assert 10 <= found["close_pairs"] < 100 and found["close_pairs_expected"] == 810 * 809 / 2 / 10_000
+    assert found["diversity"] == pytest.approx(found["diversity_held_out"], rel=0.05)
+
+
+def test_redraw_finds_what_a_network_can_draw():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3 * 8 * 8), torch.nn.Unflatten(1, (3, 8, 8)), torch.nn.Tanh())
+    own = helpers.to_uint8(network(2 * torch.rand(5, 4) - 1))
+    before = [p.clone() for p in network.parameters()]
+    others = np.random.default_rng(0).integers(0, 256, own.shape, np.uint8)
+    assert helpers.rms(judge.redraw(network, own, 4), own).max() < 0.02
+    assert helpers.rms(judge.redraw(network, others, 4), others).min() > 0.1
+    assert all(map(torch.equal, network.parameters(), before)) and all(p.requires_grad for p in network.parameters())
+
+
+def test_smoothness_tells_pictures_from_noise():
+    noise = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3))
+    assert judge.smoothness(FACES) > 0.8 and abs(judge.smoothness(noise)) < 0.05
+
+
+def test_light_lean_and_tails():
+    dark, half = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 32, 32, 3), np.uint8)
+    half[:, :, :16] = 255
+    assert judge.light(dark) == 0 and judge.light(255 - dark) == 1
+    assert judge.lean(dark) == 0 and judge.lean(half) == 1 and judge.lean(half[:, :, ::-1]) == -1
+    assert judge.beyond(np.arange(100), np.arange(100)) == {"below, %": 5, "above, %": 5}
+
+
+def test_table_and_verdict(capsys):
+    assert judge.table({"a": {"x": 1.23456, "y": 1234}, "b": {"x": 0, "y": 5}}) == (
+        "| | x | y |\n|---|---|---|\n| a | 1.23 | 1,234 |\n| b | 0 | 5 |")
+    judge.verdict({"it is so": True, "it is otherwise": np.bool_(False)})
+    assert capsys.readouterr().out == "holds: it is so\nDOES NOT HOLD: it is otherwise\n"
