@@ -43,4 +43,4 @@ def write_json(path, content):
 def save_figure(path, figure):
     """Write a matplotlib figure to path as PNG."""
     with whole_file(path) as file:
-        figure.savefig(file, format="png")
+        figure.savefig(file, format="png", bbox_inches="tight")
