@@ -42,21 +42,45 @@ def spoilt(images):
     return {name: copy.round().clip(0, 255).astype(np.uint8) for name, copy in copies.items()}
 
 
-def redraw(network, targets, z_size, steps=120):
-    """The images of network nearest to targets that a descent on z, uniform in [-1, 1], finds (Webster et al. 2019).
+def as_input(images, device):
+    """Images as a discriminator takes them: float (count, 3, height, width) in [-1, 1] on device."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+
+
+def logits(D, images):
+    """What D answers to each of images by itself, in eval mode: an array (count,), above 0 for real."""
+    D = copy.deepcopy(D).eval()
+    device = next(D.parameters()).device
+    with torch.no_grad():
+        return np.concatenate([D(as_input(part, device)).flatten().cpu().numpy()
+                               for part in np.array_split(images, -(-len(images) // 256))])
+
+
+def redraw(network, targets, z_size, steps=120, limit=1.0):
+    """The images of network nearest to targets that a descent on z in [-limit, limit] finds (Webster et al. 2019).
 
     network takes z (count, z_size) to images in [-1, 1]; its weights stay as they are."""
     network = copy.deepcopy(network).requires_grad_(False)
     device = next(network.parameters()).device
-    wanted = torch.from_numpy(targets).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+    wanted = as_input(targets, device)
     z = torch.zeros(len(targets), z_size, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([z], lr=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
         (network(z) - wanted).square().sum().backward()
         optimizer.step()
-        z.data.clamp_(-1, 1)
+        z.data.clamp_(-limit, limit)
     return helpers.to_uint8(network(z))
+
+
+def recovery(network, sets, z_size):
+    """How well network redraws each of sets, {name: images}: printed, and returned as {"recovery_" and name: mean rms}."""
+    found = {}
+    for name, targets in sets.items():
+        errors = helpers.rms(targets, redraw(network, targets, z_size))
+        found[f"recovery_{name.replace(' ', '_')}"] = float(errors.mean())
+        print(f"{name}: redrawn to within {errors.mean():.3f}, standard error {errors.std() / len(errors) ** 0.5:.3f}")
+    return found
 
 
 def smoothness(images):

@@ -52,6 +52,33 @@ def test_redraw_finds_what_a_network_can_draw():
     assert all(map(torch.equal, network.parameters(), before)) and all(p.requires_grad for p in network.parameters())
 
 
+def test_redraw_keeps_z_in_its_range():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3 * 8 * 8, bias=False), torch.nn.Unflatten(1, (3, 8, 8)))
+    torch.nn.init.constant_(network[0].weight, 0.2)  # z of 1.25 would draw white, pixels of 1
+    white = np.full((2, 8, 8, 3), 255, np.uint8)
+    narrow, wide = (judge.redraw(network, white, 4, limit=limit) for limit in (0.5, 2))
+    assert (narrow == 178).all() and (wide >= 254).all()  # 4 * 0.2 * 0.5 = 0.4, as a pixel 178
+    assert (judge.redraw(network, white, 4, steps=0) == 128).all()
+
+
+def test_recovery(capsys):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3 * 8 * 8), torch.nn.Unflatten(1, (3, 8, 8)), torch.nn.Tanh())
+    own = helpers.to_uint8(network(2 * torch.rand(5, 4) - 1))
+    found = judge.recovery(network, {"its own": own, "their negatives": 255 - own}, 4)
+    assert list(found) == ["recovery_its_own", "recovery_their_negatives"]
+    assert found["recovery_its_own"] < 0.02 < 0.1 < found["recovery_their_negatives"]
+    assert capsys.readouterr().out.startswith(f"its own: redrawn to within {found['recovery_its_own']:.3f}, standard error")
+
+
+def test_logits_are_of_each_face_by_itself():
+    torch.manual_seed(0)
+    D = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 32), torch.nn.BatchNorm2d(2), torch.nn.Flatten(), torch.nn.Linear(2, 1)).train()
+    alone = np.concatenate([judge.logits(D, face[None]) for face in FACES[:3]])
+    assert np.allclose(judge.logits(D, FACES[:300])[:3], alone, atol=1e-5) and D.training
+    assert judge.logits(D, FACES[:300]).shape == (300,)
+
+
 def test_smoothness_tells_pictures_from_noise():
     noise = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3))
     assert judge.smoothness(FACES) > 0.8 and abs(judge.smoothness(noise)) < 0.05
