@@ -219,7 +219,7 @@ def test_run_on_odd_images_at_64(project):
     ({"dataset": "broken.zip"}, ["broken.zip cannot be used as a dataset"]),
     ({"batch_size": 64}, ["faces holds 46 images, seven in eight of them to train on: too few for a batch of 64"]),
     ({"device": "xpu"}, ["device is 'xpu', and PyTorch does not find it here"]),
-    ({"resume": True}, ["there is no runs/latest/checkpoint.pt to go on from"]),
+    ({"resume": True}, ["runs/latest/checkpoint.pt does not exist; start without it"]),
 ], ids=["parameters", "no dataset", "broken zip", "few images", "no device", "nothing to resume"])
 def test_wrong_input_is_refused_in_a_sentence(project, parameters, sentences):
     (project / "broken.zip").write_bytes(b"PK\x03\x04 and no more")
