@@ -76,6 +76,14 @@ def test_recipes_hold_right_parameters(recipe):
     assert settings.check(DEFAULTS | changes) == DEFAULTS | changes
 
 
+def test_the_recipe_of_the_kept_generator_is_its_own():
+    """A default that changes must not change the recipe, which names what differs from the defaults."""
+    made_with = json.loads((ROOT / "assets" / "generator.json").read_text())["run"]["parameters"]
+    recipe = DEFAULTS | yaml.safe_load((ROOT / "recipes" / "kept_stage2.yaml").read_text())
+    recipe["start_from"] = recipe["start_from"].split("/")[-1]  # as tools.keep_generator keeps it
+    assert {name: recipe[name] for name in made_with} == made_with
+
+
 def test_readme_commands_are_the_ones_ci_runs():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     command = ci.strip().splitlines()[-1].replace(" -q ", " ")
