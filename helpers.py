@@ -206,8 +206,7 @@ def load_generator(folder, device="cpu"):
 
     found = probe_of(lambda z: forward(z.to(device)), z_size)
     if not np.allclose(found, about.get("probe", found), rtol=0, atol=0.03 * np.abs(found).max() + 5e-4):
-        raise ValueError(f"{folder} holds a generator with other layers than this notebook's, which only its own code "
-                         "can draw with.")
+        raise ValueError(f"{folder} holds a generator with other layers than this notebook's: use its own code.")
     return sample
 
 

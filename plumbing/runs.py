@@ -154,7 +154,7 @@ def read_checkpoint(path, parts, wanted):
         settings = {"data": kept["data"], **kept["parameters"]}
         assert kept.keys() >= {field.name for field in fields(State)}
     except FileNotFoundError:
-        raise ValueError(f"there is no {path} to go on from; {otherwise}.") from None
+        raise ValueError(f"{path} does not exist; {otherwise}.") from None
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} is not a checkpoint of this notebook, or is damaged; move it away and "
                          f"{otherwise}.") from error

@@ -76,7 +76,7 @@ def small_deconv(x, weight):
 def small_as_products(network):
     """Let the convolutions of network between 4x4 and 2x2 pixels compute as matrix products; returns network.
 
-    The result is the same up to rounding. Where weights are many and pixels few, a processor's convolution is slow:
+    The result is the same up to rounding. If weights are many and pixels few, a processor's convolution is slow:
     with AVX-512, ONEDNN_VERBOSE=1 shows 80 to 100 GFLOP/s there and about 200 in the other large layers."""
     def forward(self, x):
         if isinstance(self, torch.nn.Conv2d):

@@ -12,7 +12,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from conftest import encoded, pixels, refused
+from conftest import Calls, encoded, pixels, refused
 from PIL import Image
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -108,16 +108,6 @@ def test_samples_of_either_numpy_come_back():
     for core in (b"numpy.core", b"numpy._core"):
         Path("samples.pkl").write_bytes(content.replace(b"numpy._core", core))
         assert all(map(np.array_equal, helpers.load_samples("samples.pkl"), samples))
-
-
-class Calls:
-    """Pickles into a call of function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.mark.parametrize("content", [

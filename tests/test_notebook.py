@@ -76,6 +76,14 @@ def test_recipes_hold_right_parameters(recipe):
     assert settings.check(DEFAULTS | changes) == DEFAULTS | changes
 
 
+def test_the_recipe_of_the_kept_generator_is_its_own():
+    """A default that changes must not change the recipe, which names what differs from the defaults."""
+    made_with = json.loads((ROOT / "assets" / "generator.json").read_text())["run"]["parameters"]
+    recipe = DEFAULTS | yaml.safe_load((ROOT / "recipes" / "kept_stage2.yaml").read_text())
+    recipe["start_from"] = recipe["start_from"].split("/")[-1]  # as tools.keep_generator keeps it
+    assert {name: recipe[name] for name in made_with} == made_with
+
+
 def test_readme_commands_are_the_ones_ci_runs():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     command = ci.strip().splitlines()[-1].replace(" -q ", " ")
@@ -219,7 +227,7 @@ def test_run_on_odd_images_at_64(project):
     ({"dataset": "broken.zip"}, ["broken.zip cannot be used as a dataset"]),
     ({"batch_size": 64}, ["faces holds 46 images, seven in eight of them to train on: too few for a batch of 64"]),
     ({"device": "xpu"}, ["device is 'xpu', and PyTorch does not find it here"]),
-    ({"resume": True}, ["there is no runs/latest/checkpoint.pt to go on from"]),
+    ({"resume": True}, ["runs/latest/checkpoint.pt does not exist; start without it"]),
 ], ids=["parameters", "no dataset", "broken zip", "few images", "no device", "nothing to resume"])
 def test_wrong_input_is_refused_in_a_sentence(project, parameters, sentences):
     (project / "broken.zip").write_bytes(b"PK\x03\x04 and no more")

@@ -259,7 +259,7 @@ def test_checkpoints_of_other_parts(parts):
 
 
 def test_a_checkpoint_that_is_gone():
-    assert refuse() == "there is no checkpoint.pt to go on from; start without it (resume false, start_from \"\")."
+    assert refuse() == "checkpoint.pt does not exist; start without it (resume false, start_from \"\")."
 
 
 def test_networks_of_another_run(monkeypatch, tmp_path):

@@ -75,6 +75,9 @@ def test_a_parameter_stands_in_two_places():
         told, checked = notebook[name]["inferred_type_name"], kind(fields[name])
         if told != checked:
             faults.append(f"{name} is {told} in the notebook's parameters and {checked} in plumbing/settings.py.")
+        choices = get_args(fields[name].annotation) if get_origin(fields[name].annotation) is Literal else ()
+        if not all(str(choice) in notebook[name]["help"] for choice in choices):
+            faults.append(f"{name} may be {settings.wanted(name)}, and its help in the notebook's parameters differs.")
     faults += [f"{name} has no help: add a comment behind it in the notebook's parameters."
                for name, about in notebook.items() if not about["help"]]
     assert not faults, " ".join(sorted(faults))
