@@ -1,4 +1,4 @@
-"""Several processes, a device each, that train one pair of networks. torchrun starts them, torch.distributed joins them.
+"""Several processes, a device each, that train one pair of networks: torchrun starts them.
 
 A process is called a rank. Alone it is rank 0 of 1, and nothing here does anything."""
 import itertools
@@ -72,11 +72,11 @@ def share(batches, start):
 def average_gradients(optimizer, *_):
     """Replace each gradient of optimizer's by its mean over the ranks, all in one message."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    flat = torch.cat([g.as_strided((g.numel(),), (1,)) for g in gradients])  # as they lie in memory
+    gradients = [g.as_strided((g.numel(),), (1,)) for g in gradients]  # in the order of memory, which costs nothing
+    flat = torch.cat(gradients)
     dist.all_reduce(flat)
-    flat /= count
-    for g, mean in zip(gradients, flat.split([g.numel() for g in gradients])):
-        g.as_strided((g.numel(),), (1,)).copy_(mean)
+    for g, total in zip(gradients, flat.split([len(g) for g in gradients])):
+        torch.div(total, count, out=g)
 
 
 def unite(parts, same):
@@ -89,8 +89,8 @@ def unite(parts, same):
     for number, other in enumerate(gather(same)):
         for name, value in same.items():
             if other[name] != value:
-                raise ValueError(f"{name} is {value!r} on rank {rank} and {other[name]!r} on rank {number}; all ranks need "
-                                 "the same command and the same files.")
+                raise ValueError(f"{name} is {value!r} on rank {rank} and {other[name]!r} on rank {number}; all ranks "
+                                 "need the same command and the same files.")
     for part in parts:
         if isinstance(part, torch.optim.Optimizer):
             part.register_step_pre_hook(average_gradients)

@@ -57,8 +57,8 @@ def versions():
 def start_run(output_dir, resume):
     """The folder output_dir as a Path, made and locked for this process until it ends.
 
-    A run that is already there is moved aside (to output_dir-1, -2, ...), unless resume goes on with it; if resume finds
-    none, a line says so. Raises ValueError if another process runs in it and OSError if it cannot be made."""
+    A run that is already there is moved aside (to output_dir-1, -2, ...), unless resume goes on with it. If resume finds
+    none, it prints a line. Raises ValueError if another process runs in it and OSError if it cannot be made."""
     run = Path(output_dir).expanduser()
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ def load_networks(folder, parts, parameters):
 
 
 def collect(recent, records, path, per_epoch=None):
-    """Move the rows in recent (tensors on the device) of all ranks to the end of records (lists of float), in one transfer.
+    """Move the rows in recent (tensors on the device) of all ranks to the end of records (lists of float), in one go.
 
     recent is of one epoch, in which only per_epoch rows count: in its last step two ranks may play one batch. Returns
     the last as {column: value}. Raises FloatingPointError if one is NaN or infinite: from there the networks are lost,

@@ -29,7 +29,8 @@ def warn_if_crowded(device):
         return
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     shares = psutil.cpu_percent(interval=0.2, percpu=True)
-    threads, free = torch.get_num_threads(), len(cores) - round(sum(shares[core] for core in cores if core < len(shares)) / 100)
+    taken = round(sum(shares[core] for core in cores if core < len(shares)) / 100)
+    threads, free = torch.get_num_threads(), len(cores) - taken
     if threads > free:
         print(f"{threads} threads are asked for and {free} of {len(cores)} cores are free: runs side by side slow each "
               f"other down by far more than their number; start each with OMP_NUM_THREADS={max(1, free)}.")
