@@ -1,6 +1,5 @@
-"""Several processes, a device each, that train one pair of networks: torchrun starts them.
-
-A process is called a rank. Alone it is rank 0 of 1, and nothing here does anything."""
+"""Several processes (ranks), a device each, that train one pair of networks, as torchrun starts them.
+Alone, a process is rank 0 of 1, and nothing here does anything."""
 import itertools
 import os
 from datetime import timedelta
@@ -10,7 +9,6 @@ import torch.distributed as dist
 
 rank, count = 0, 1  # of this process; join sets them
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
-PATIENCE = timedelta(minutes=10)  # longer than one rank decodes faces or measures while the others wait
 
 
 def join(device):
@@ -23,14 +21,13 @@ def join(device):
     if device.type not in BACKENDS:
         raise ValueError(f"Several ranks work on cuda, xpu or cpu, and device is {device.type}; set device to cpu.")
     if device.type != "cpu":
-        kind, index = torch.get_device_module(device), int(os.environ["LOCAL_RANK"])
-        if index >= kind.device_count():
-            raise ValueError(f"Each rank needs a device of its own, and this host has {kind.device_count()}; start "
-                             "torchrun with --nproc-per-node at most that.")
-        device = torch.device(device.type, index)
-        kind.set_device(device)
-    pairs = {"cpu": "gloo", device.type: BACKENDS[device.type]}  # what is on no device goes by gloo, and waits for none
-    dist.init_process_group(",".join(map(":".join, pairs.items())), timeout=PATIENCE)
+        device, there = torch.device(device.type, int(os.environ["LOCAL_RANK"])), torch.get_device_module(device)
+        if device.index >= there.device_count():
+            raise ValueError(f"This host has {there.device_count()} devices for its ranks; lower torchrun's --nproc-per-node.")
+        there.set_device(device)
+    pairs = {"cpu": "gloo", device.type: BACKENDS[device.type]}  # flags and objects go by gloo and wait for no device
+    patience = timedelta(minutes=10)  # more than others wait while one decodes faces or measures
+    dist.init_process_group(",".join(map(":".join, pairs.items())), timeout=patience)
     rank, count = dist.get_rank(), dist.get_world_size()
     return device
 
@@ -53,17 +50,15 @@ def gather(value):
 
 def anywhere(flag):
     """Whether flag is true on any rank."""
+    flags = torch.tensor(int(flag))
     if count > 1:
-        flags = torch.tensor(int(flag))
         dist.all_reduce(flags, dist.ReduceOp.MAX)
-        flag = bool(flags)
-    return flag
+    return bool(flags)
 
 
 def share(batches, start):
-    """The batches from number start on that fall to this rank, one a step: every count-th.
-
-    In an epoch's last step there may be fewer batches than ranks: some are then played by two."""
+    """The batches from number start on that fall to this rank, one a step: every count-th. If fewer than count are left
+    for the last step, some are played by two ranks."""
     batches = itertools.islice(batches, start, None)
     while step := list(itertools.islice(batches, count)):
         yield step[rank % len(step)]
@@ -84,14 +79,11 @@ def unite(parts, same):
 
     So the weights stay equal. Statistics of batch normalisation stay each rank's own; rank 0's are kept. Raises
     ValueError if same, a dict of what all ranks must have in common, is not."""
-    if count == 1:
-        return
     for number, other in enumerate(gather(same)):
-        for name, value in same.items():
-            if other[name] != value:
-                raise ValueError(f"{name} is {value!r} on rank {rank} and {other[name]!r} on rank {number}; all ranks "
-                                 "need the same command and the same files.")
-    for part in parts:
+        if name := next((name for name in same if same[name] != other[name]), None):
+            raise ValueError(f"{name} is {same[name]!r} on rank {rank} and {other[name]!r} on rank {number}; all ranks "
+                             "need the same command and the same files.")
+    for part in parts if count > 1 else ():
         if isinstance(part, torch.optim.Optimizer):
             part.register_step_pre_hook(average_gradients)
         else:

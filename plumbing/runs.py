@@ -189,7 +189,7 @@ def load_checkpoint(path, state):
         setattr(state, name, kept[name])
     random = kept["random"] if isinstance(kept["random"], list) else [kept["random"]]  # a dict before there were ranks
     if len(random) != ranks.count:
-        print(f"{path} is of {len(random)} ranks and goes on with {ranks.count}: not bit for bit as it would have.")
+        print(f"{path} is of {len(random)} ranks; going on with {ranks.count} will not be bit for bit the same run.")
     state.random = (random + state.random[len(random):])[:ranks.count]
     state.samples = [sample.numpy() for sample in kept["samples"]]
     state.fixed_z = kept["fixed_z"].to(state.fixed_z.device)

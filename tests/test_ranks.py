@@ -16,6 +16,7 @@ from conftest import make_faces, posix, refused, set_up
 from test_notebook import TINY, end, error_in, project, run  # noqa: F401 (a fixture)
 from two_ranks import EPOCHS, gradients, play
 
+from benchmarks import ranks as benchmark
 from plumbing import files, ranks, runs
 from plumbing.story import ROOT
 
@@ -93,8 +94,7 @@ def test_one_rank_goes_on_from_two_and_says_so(played, capsys):
     folder, _ = played
     shutil.copytree(folder / "whole", "whole")
     one = set_up(folder / "faces", Path("whole"), resume=True)
-    assert ("whole/checkpoint.pt is of 2 ranks and goes on with 1: not bit for bit as it would have.\n"
-            in capsys.readouterr().out)
+    assert "whole/checkpoint.pt is of 2 ranks; going on with 1 will not be bit for bit the same run." in capsys.readouterr().out
     play(one, EPOCHS + 1)
     assert len(one.state.records) == (EPOCHS + 1) * 13 and len(one.state.samples) == EPOCHS + 1
     assert len(checkpoint(Path("whole"))["random"]) == 1
@@ -144,7 +144,7 @@ def test_on_the_cpu_it_is_gloo(torchrun_says):
 def test_ranks_that_cannot_work(torchrun_says, monkeypatch):
     refused(lambda: ranks.join(torch.device("mps")), "Several ranks work on cuda, xpu or cpu, and device is mps; set")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    refused(lambda: ranks.join(torch.device("cuda", 0)), "and this host has 2; start torchrun with --nproc-per-node at")
+    refused(lambda: ranks.join(torch.device("cuda", 0)), "This host has 2 devices for its ranks; lower torchrun's")
     assert torchrun_says == [] and (ranks.rank, ranks.count) == (0, 1)
 
 
@@ -186,7 +186,7 @@ def kernels(process):
     return {p.environ()["RANK"]: p for p in found}
 
 
-def test_a_killed_rank_ends_the_others_and_the_same_line_goes_on(project):  # noqa: F811
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on(project, monkeypatch):  # noqa: F811
     process, folder = notebook_on_two(project, n_epochs=1000, resume=True), project / "runs" / "latest"
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None, end(process)
@@ -202,8 +202,26 @@ def test_a_killed_rank_ends_the_others_and_the_same_line_goes_on(project):  # no
     done = len(checkpoint(folder)["samples"])
     assert done >= 1 and len(checkpoint(folder)["records"]) == 5 * done
 
-    status, said = end(notebook_on_two(project, n_epochs=done + 1, resume=True))
-    assert status == 0, said
-    assert [path.parent.name for path in project.rglob("metrics.json")] == ["assets", "latest"]
-    metrics = json.loads((folder / "metrics.json").read_text())
+    monkeypatch.setattr(benchmark, "PARAMETERS", TINY | {"n_epochs": done + 1})
+    metrics = benchmark.play(2, 1, TINY["batch_size"], folder, project / "faces")
+    assert metrics == json.loads((folder / "metrics.json").read_text())
+    assert sorted(path.parent.name for path in project.rglob("metrics.json")) == ["assets", "latest"]
     assert metrics["steps"] == 5 * (done + 1) and metrics["device_name"].endswith(", 1 threads, 2 ranks")
+    monkeypatch.setattr(benchmark.subprocess, "run", None)
+    assert benchmark.play(2, 1, 8, folder, project / "faces") == metrics  # it is not played again
+
+
+def test_the_benchmark_plays_the_same_images(monkeypatch, capsys):
+    def play(count, threads, batch_size, folder, dataset):
+        played.append((count, threads, batch_size, folder.name))
+        return {"steps": 64 // batch_size, "train_seconds": 8.4, "images_per_second": 123.4, "measures": {"swd": 19.96},
+                "device_name": "A processor, 2 threads", "precision": "fp32", "versions": {"torch": "2.7"}}
+
+    played = []
+    monkeypatch.setattr(benchmark, "play", play)
+    monkeypatch.setattr(sys, "argv", ["ranks"])
+    benchmark.main()
+    assert played == [(1, 2, 16, "1x2x16"), (2, 1, 8, "2x1x8"), (2, 1, 16, "2x1x16")]
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| 1, 2 | 1 x 16 | 64 | 8 s | 123 | 20.0 |", "| 2, 1 | 2 x 8 | 64 | 8 s | 123 | 20.0 |",
+        "| 2, 1 | 2 x 16 | 64 | 8 s | 123 | 20.0 |", "", "A processor, fp32, torch 2.7"]
