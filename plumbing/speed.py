@@ -1,9 +1,11 @@
 """What makes training faster and changes no result beyond rounding."""
 import contextlib
 import ctypes
+import os
 import time
 import types
 
+import psutil
 import torch
 import torch.nn.functional as F
 
@@ -17,6 +19,21 @@ def keep_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 32 * 2**20)   # M_MMAP_THRESHOLD, at its largest
         mallopt(-1, 2**31 - 1)    # M_TRIM_THRESHOLD
+
+
+def warn_if_crowded(device):
+    """Print a line if other programs leave fewer cores free than torch has threads, which then wait for one another.
+
+    It looks for a fifth of a second, in which this process sleeps. Load averages would tell of runs that have ended."""
+    if device.type != "cpu":
+        return
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    shares = psutil.cpu_percent(interval=0.2, percpu=True)
+    taken = round(sum(shares[core] for core in cores if core < len(shares)) / 100)
+    threads, free = torch.get_num_threads(), len(cores) - taken
+    if threads > free:
+        print(f"{threads} threads are asked for and {free} of {len(cores)} cores are free: runs side by side slow each "
+              f"other down by far more than their number; start each with OMP_NUM_THREADS={max(1, free)}.")
 
 
 def speed_up(device, dtype=torch.bfloat16):

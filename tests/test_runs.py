@@ -74,6 +74,14 @@ def test_an_earlier_run_is_moved_aside(capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "The run that was in runs/b is now in runs/b-2."
 
 
+def test_a_resume_with_nothing_there_starts_and_says_so(capsys):
+    run = runs.start_run("runs/c", True)
+    assert capsys.readouterr().out == "There is no checkpoint in runs/c to go on from: the run starts.\n"
+    (run / "checkpoint.pt").write_bytes(b"1")
+    assert runs.start_run("runs/c", True) == run and capsys.readouterr().out == ""
+    assert (run / "checkpoint.pt").read_bytes() == b"1" and sorted(os.listdir("runs")) == [".c.lock", "c"]
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_is_tidied(resume):
     run = runs.start_run("run", False)
@@ -225,6 +233,10 @@ def test_a_checkpoint_comes_back():
     second = state_after_a_step(1, parameters=DEFAULTS | may_change)
     runs.load_checkpoint("checkpoint.pt", second)
     assert_same(first, second)
+    kept, older = torch.load("checkpoint.pt", weights_only=True), state_after_a_step(1)
+    torch.save(kept | {"random": kept["random"][0]}, "older.pt")  # written before there were ranks
+    runs.load_checkpoint("older.pt", older)
+    assert_same(first, older)
     assert second.parameters == DEFAULTS | may_change and second.samples[0].dtype == np.uint8
 
 

@@ -56,7 +56,11 @@ def test_start_from_must_be_another_run(monkeypatch, tmp_path):
     Path("checkpoint.pt").touch()
     refused(lambda: check(**here), "start_from and output_dir are the same folder; choose another output_dir")
     assert check(**here | {"output_dir": "runs/other"})["start_from"] == "~"
-    assert check(start_from="gone", resume=True)["start_from"] == "gone"
+    again = {"start_from": "gone", "output_dir": "runs/other", "resume": True}
+    refused(lambda: check(**again), "start_from is 'gone', which does not hold a checkpoint.pt; give the folder of a run")
+    Path("runs/other").mkdir(parents=True)
+    Path("runs/other/checkpoint.pt").touch()
+    assert check(**again)["start_from"] == "gone"  # it has started already
 
 
 def kind(field):
