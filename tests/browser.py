@@ -1,7 +1,7 @@
 """A headless Chromium for tests: browser(folder) starts one, served(folder) is a file server to point it at.
 
-Driven over the DevTools protocol (https://chromedevtools.github.io/devtools-protocol) by websocket-client, which jupyter
-brings: no driver and no package more than the notebook needs."""
+Driven over the DevTools protocol (https://chromedevtools.github.io/devtools-protocol) by websocket-client, which comes
+with jupyter: no driver and no package more than the notebook needs."""
 import base64
 import contextlib
 import functools
@@ -48,7 +48,7 @@ class Page:
         """The first true value of expression, asked for ten times a second. Raises AssertionError after seconds."""
         end = time.monotonic() + seconds
         while not (value := self.js(expression)):
-            assert time.monotonic() < end, f"still not true: {expression}; the page says: {self.js('document.body.innerText')}"
+            assert time.monotonic() < end, f"not true: {expression}; on the page: {self.js('document.body.innerText')}"
             time.sleep(0.1)
         return value
 
@@ -86,8 +86,9 @@ def browser(folder):
     if not program:
         pytest.skip("no Chromium found (Debian's package: chromium)")
     port = Path(folder) / "DevToolsActivePort"
+    command = [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
     with open(Path(folder) / "log", "wb") as log:
-        process = subprocess.Popen([program, *FLAGS, f"--user-data-dir={folder}", "about:blank"], stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         end = time.monotonic() + 60
         while not (port.exists() and port.read_text().count("\n")):
