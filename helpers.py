@@ -6,7 +6,6 @@ import io
 import json
 import math
 import pickle
-from http.client import HTTPException
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +16,6 @@ from IPython.display import display
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save
-from torch.utils.data import Subset
 from torchvision.utils import make_grid
 
 # --- Pictures ---------------------------------------------------------------------------------------------------------
@@ -244,25 +242,6 @@ def sliced_wasserstein(a, b, patches=16, directions=128, seed=0):
             projected.append(np.sort((axes @ x.flatten(1).T).numpy(), axis=1))
         distances.append(float(np.abs(projected[0] - projected[1]).mean()))
     return 1000 * sum(distances) / len(distances)
-
-
-def inception_distances(a, b, device="cpu", **options):
-    """{"fid": ..., "kid": ...} between two sets of images, by the package torch-fidelity.
-
-    Fréchet (Heusel et al. 2017, eq. 6) and kernel distance (Bińkowski et al. 2018), 0 is equal, of what an Inception
-    network trained on ImageNet sees. torch-fidelity scales the images to 299x299 as the first implementation does, and
-    downloads the network once; options go to its calculate_metrics. Raises OSError if the download fails."""
-    from torch_fidelity import calculate_metrics
-    inputs = [Subset(torch.from_numpy(images).permute(0, 3, 1, 2), range(len(images))) for images in (a, b)]
-    subset = min(1000, len(a), len(b))
-    try:
-        found = calculate_metrics(input1=inputs[0], input2=inputs[1], fid=True, kid=True, kid_subset_size=subset,
-                                  cuda=torch.device(device).type == "cuda", cache=False, save_cpu_ram=True,
-                                  verbose=False, **options)
-    except (OSError, HTTPException) as error:
-        raise OSError(f"FID and KID need a network that could not be downloaded ({' '.join(str(error).split())}); set "
-                      "fid to false; with resume true nothing is trained again.") from error
-    return {"fid": found["frechet_inception_distance"], "kid": found["kernel_inception_distance_mean"]}
 
 
 def rms(a, b):

@@ -1,8 +1,10 @@
 """Judging faces, uint8 (count, height, width, 3): what the eye sees, as numbers, and what a generator can redraw."""
 import copy
+from http.client import HTTPException
 
 import numpy as np
 import torch
+from torch.utils.data import Subset
 
 import helpers
 
@@ -40,6 +42,25 @@ def spoilt(images):
               "tinted": x * [1.08, 1, 0.92],
               "half of them twice": np.concatenate([x[:len(x) // 2], x[:len(x) - len(x) // 2]])}
     return {name: copy.round().clip(0, 255).astype(np.uint8) for name, copy in copies.items()}
+
+
+def inception_distances(a, b, device="cpu", **options):
+    """{"fid": ..., "kid": ...} between two sets of images, by the package torch-fidelity.
+
+    Fréchet (Heusel et al. 2017, eq. 6) and kernel distance (Bińkowski et al. 2018), 0 is equal, of what an Inception
+    network trained on ImageNet sees. torch-fidelity scales the images to 299x299 as the first implementation does, and
+    downloads the network once; options go to its calculate_metrics. Raises OSError if the download fails."""
+    from torch_fidelity import calculate_metrics
+    inputs = [Subset(torch.from_numpy(images).permute(0, 3, 1, 2), range(len(images))) for images in (a, b)]
+    subset = min(1000, len(a), len(b))
+    try:
+        found = calculate_metrics(input1=inputs[0], input2=inputs[1], fid=True, kid=True, kid_subset_size=subset,
+                                  cuda=torch.device(device).type == "cuda", cache=False, save_cpu_ram=True,
+                                  verbose=False, **options)
+    except (OSError, HTTPException) as error:
+        raise OSError(f"FID and KID need a network that could not be downloaded ({' '.join(str(error).split())}); set "
+                      "fid to false; with resume true nothing is trained again.") from error
+    return {"fid": found["frechet_inception_distance"], "kid": found["kernel_inception_distance_mean"]}
 
 
 def as_input(images, device):

@@ -7,15 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from conftest import Calls, encoded, pixels, refused
 from PIL import Image
-from torch_fidelity import register_feature_extractor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 import helpers
 from plumbing import files
@@ -232,42 +229,3 @@ def test_pairs():
     assert (distances < radius).sum() == 0 and (distances <= radius).sum() == 1  # 1 in 10,000 of 19,900
     images[77], images[5] = images[30], np.clip(images[6].astype(int) + 1, 0, 255)
     assert helpers.closest_pairs(images, 2).T.tolist() == [[30, 77], [5, 6]]
-
-
-class Pixels(FeatureExtractorBase):
-    """Two numbers an image in place of Inception's: its mean brightness, and that of its upper left pixel."""
-
-    seen = []
-
-    def __init__(self, name, features_list, **options):
-        super().__init__(name, features_list)
-
-    @staticmethod
-    def get_provided_features_list():
-        return "2",
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric):
-        return "2"
-
-    def forward(self, images):
-        self.seen.append(images)
-        x = images.double() / 255
-        return torch.stack([x.mean((1, 2, 3)), x[:, :, 0, 0].mean(1)], dim=1),
-
-
-def test_inception_distances_through_another_extractor():
-    a = np.random.default_rng(0).integers(0, 200, (300, 8, 8, 3), np.uint8)
-    register_feature_extractor("pixels", Pixels)
-    same = helpers.inception_distances(a, a, feature_extractor="pixels")
-    assert same["fid"] == pytest.approx(0, abs=1e-6) and same["kid"] == pytest.approx(0, abs=1e-3)
-    brighter = helpers.inception_distances(a, a + 51, feature_extractor="pixels")
-    assert brighter["fid"] == pytest.approx(2 * 0.2**2, rel=1e-3)  # same covariance: the distance of the means, squared
-    assert Pixels.seen[0].dtype == torch.uint8 and Pixels.seen[0].shape[1:] == (3, 8, 8)
-    assert torch.equal(Pixels.seen[0][:5].permute(0, 2, 3, 1), torch.from_numpy(a[:5]))
-
-
-def test_inception_distances_without_their_network(monkeypatch):
-    monkeypatch.setattr("torch_fidelity.calculate_metrics", mock.Mock(side_effect=URLError("no route")))
-    a = np.zeros((4, 8, 8, 3), np.uint8)
-    refused(lambda: helpers.inception_distances(a, a), "FID and KID need a network that could not be downloaded", "no route")

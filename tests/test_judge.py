@@ -1,9 +1,14 @@
 """plumbing/judge.py: each number moves with what it is named for, and stays for the rest."""
 import zipfile
+from unittest import mock
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from conftest import refused
+from torch_fidelity import register_feature_extractor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 import helpers
 from plumbing import judge, photos
@@ -97,3 +102,42 @@ def test_table_and_verdict(capsys):
         "| | x | y |\n|---|---|---|\n| a | 1.23 | 1,234 |\n| b | 0 | 5 |")
     judge.verdict({"it is so": True, "it is otherwise": np.bool_(False)})
     assert capsys.readouterr().out == "holds: it is so\nDOES NOT HOLD: it is otherwise\n"
+
+
+class Pixels(FeatureExtractorBase):
+    """Two numbers an image in place of Inception's: its mean brightness, and that of its upper left pixel."""
+
+    seen = []
+
+    def __init__(self, name, features_list, **options):
+        super().__init__(name, features_list)
+
+    @staticmethod
+    def get_provided_features_list():
+        return "2",
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return "2"
+
+    def forward(self, images):
+        self.seen.append(images)
+        x = images.double() / 255
+        return torch.stack([x.mean((1, 2, 3)), x[:, :, 0, 0].mean(1)], dim=1),
+
+
+def test_inception_distances_through_another_extractor():
+    a = np.random.default_rng(0).integers(0, 200, (300, 8, 8, 3), np.uint8)
+    register_feature_extractor("pixels", Pixels)
+    same = judge.inception_distances(a, a, feature_extractor="pixels")
+    assert same["fid"] == pytest.approx(0, abs=1e-6) and same["kid"] == pytest.approx(0, abs=1e-3)
+    brighter = judge.inception_distances(a, a + 51, feature_extractor="pixels")
+    assert brighter["fid"] == pytest.approx(2 * 0.2**2, rel=1e-3)  # same covariance: the distance of the means, squared
+    assert Pixels.seen[0].dtype == torch.uint8 and Pixels.seen[0].shape[1:] == (3, 8, 8)
+    assert torch.equal(Pixels.seen[0][:5].permute(0, 2, 3, 1), torch.from_numpy(a[:5]))
+
+
+def test_inception_distances_without_their_network(monkeypatch):
+    monkeypatch.setattr("torch_fidelity.calculate_metrics", mock.Mock(side_effect=URLError("no route")))
+    a = np.zeros((4, 8, 8, 3), np.uint8)
+    refused(lambda: judge.inception_distances(a, a), "FID and KID need a network that could not be downloaded", "no route")
