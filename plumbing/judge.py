@@ -104,6 +104,22 @@ def recovery(network, sets, z_size):
     return found
 
 
+def descent(network, targets, z_size):
+    """Rows of images on the way of redraw to targets, {steps, range of z and mean rms that is left: images}."""
+    rows = {}
+    for steps, limit in ((5, 1), (20, 1), (120, 1), (120, 2)):
+        images = redraw(network, targets, z_size, steps, limit)
+        rows[f"{steps} steps, z within {limit}: {helpers.rms(targets, images).mean():.3f}"] = images
+    return rows
+
+
+def most_and_least(sets, values):
+    """Rows of the eight images of each of sets, {name: images}, with the largest and the smallest of its values."""
+    order = {name: values[name].argsort() for name in sets}
+    return {f"{name}, {end}": images[order[name][part]] for name, images in sets.items()
+            for end, part in (("most", slice(None, -9, -1)), ("least", slice(8)))}
+
+
 def smoothness(images):
     """The correlation of neighbouring pixels: near 1 for pictures, near 0 for noise."""
     x = images.astype(np.float32)

@@ -201,6 +201,15 @@ def load_networks(folder, parts, parameters):
     read_checkpoint(Path(folder).expanduser() / "checkpoint.pt", parts, shape)
 
 
+def take_up(path, state, resume, start_from):
+    """Put into state what the run begins with: the checkpoint at path if resume finds one, else the networks that the
+    run in the folder start_from has reached, if it is not "". Raises ValueError as read_checkpoint does."""
+    if resume and Path(path).exists():
+        load_checkpoint(path, state)
+    elif start_from:
+        load_networks(start_from, {name: state.parts[name] for name in ("D", "G", "G_average")}, state.parameters)
+
+
 def collect(recent, records, path, per_epoch=None):
     """Move the rows in recent (tensors on the device) of all ranks to the end of records (lists of float), in one go.
 
@@ -257,3 +266,13 @@ def by_epoch(state, per_epoch):
     """One dict an epoch: the means of its columns, and the distances of G and of its average after it."""
     return [means(state.records[epoch * per_epoch:(epoch + 1) * per_epoch]) | {"swd_of_G": of_G, "swd": of_average}
             for epoch, (of_G, of_average) in enumerate(state.distances)]
+
+
+def report(state, device, precision, per_epoch):
+    """What metrics.json says of a run but for its measures: how it was made, its speed, its losses and accuracies, means
+    over the last tenth of the steps, and each epoch's."""
+    steps, batch_size, seconds = len(state.records), state.parameters["batch_size"], sum(state.seconds)
+    return {"parameters": state.parameters, "versions": versions(), "device": str(device), "precision": precision,
+            "device_name": device_name(device), "steps": steps, "train_seconds": seconds,
+            "images_per_second": steps * batch_size / seconds, **means(state.records[-max(1, steps // 10):]),
+            "epochs": by_epoch(state, per_epoch)}

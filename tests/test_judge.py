@@ -66,6 +66,23 @@ def test_redraw_keeps_z_in_its_range():
     assert (judge.redraw(network, white, 4, steps=0) == 128).all()
 
 
+def test_descent_comes_nearer():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3 * 8 * 8), torch.nn.Unflatten(1, (3, 8, 8)), torch.nn.Tanh())
+    own = helpers.to_uint8(network(2 * torch.rand(5, 4) - 1))
+    errors = {name: helpers.rms(own, images).mean() for name, images in judge.descent(network, own, 4).items()}
+    assert all(name.endswith(f": {error:.3f}") for name, error in errors.items())
+    first, second, third, wider = errors.values()
+    assert third < second < first and wider < 0.02
+
+
+def test_most_and_least():
+    values = np.arange(len(FACES)) % 100
+    rows = judge.most_and_least({"faces": FACES[:100]}, {"faces": values[:100]})
+    assert list(rows) == ["faces, most", "faces, least"]
+    assert np.array_equal(rows["faces, most"], FACES[99:91:-1]) and np.array_equal(rows["faces, least"], FACES[:8])
+
+
 def test_recovery(capsys):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(4, 3 * 8 * 8), torch.nn.Unflatten(1, (3, 8, 8)), torch.nn.Tanh())
