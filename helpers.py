@@ -119,11 +119,11 @@ def show_training(columns, marks, distances, floor):
     return figure
 
 
-def animation(frames, milliseconds=400):
-    """The bytes of an animated PNG that plays frames, uint8 (height, width, 3), in a loop and rests on the last."""
+def animation(frames, milliseconds=400, rest=5, format="PNG"):
+    """The bytes of an animated PNG or WEBP: frames, uint8 (height, width, 3), in a loop, the last rest times as long."""
     pictures, file = [Image.fromarray(frame) for frame in frames], io.BytesIO()
-    pictures[0].save(file, format="PNG", save_all=True, append_images=pictures[1:], loop=0,
-                     duration=[milliseconds] * (len(pictures) - 1) + [5 * milliseconds])
+    pictures[0].save(file, format=format, save_all=True, append_images=pictures[1:], loop=0, lossless=True,
+                     duration=[milliseconds] * (len(pictures) - 1) + [rest * milliseconds])
     return file.getvalue()
 
 

@@ -1,4 +1,5 @@
 """helpers.py: pictures, samples, the kept generator and measures."""
+import io
 import json
 import math
 import os
@@ -69,10 +70,14 @@ def test_curves_and_histograms():
     assert tops == pytest.approx([2.5, 100])  # 80 values in 40 bins; all in one
 
 
-def test_animation():
-    Path("moving.png").write_bytes(helpers.animation(list(pixels(3, 32, 32, 3))))
-    with Image.open("moving.png") as moving:
-        assert moving.n_frames == 3 and np.array_equal(moving.convert("RGB"), pixels(3, 32, 32, 3)[0])
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_animation(format):
+    moving = Image.open(io.BytesIO(helpers.animation(list(pixels(3, 32, 32, 3)), 80, rest=4, format=format)))
+    assert moving.format == format and moving.n_frames == 3 and moving.info["loop"] == 0
+    for number, duration in enumerate((80, 80, 320)):
+        moving.seek(number)
+        assert np.array_equal(moving.convert("RGB"), pixels(3, 32, 32, 3)[number])
+        assert moving.info["duration"] == duration
 
 
 def test_live_figures_take_one_place(monkeypatch):
