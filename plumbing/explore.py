@@ -64,6 +64,18 @@ def png(images, times):
     return file.getvalue()
 
 
+def check_file(folder, draw):
+    """Print whether the generator kept in folder draws what draw does, or why it cannot be told."""
+    try:
+        sample = helpers.load_generator(folder)
+    except ValueError as other_layers:  # a Generator of one's own is drawn by its own code
+        return print(other_layers)
+    size = sample.z_size
+    z = 2 * torch.rand(8, size, generator=torch.Generator().manual_seed(0)) - 1
+    same = helpers.rms(sample(z=z), draw(z)).max() < 0.02  # draw may compute in bf16
+    print(f"three lines draw the same faces from the file: {same}")
+
+
 def explorer(draw, directions):
     """A widget for JupyterLab and Jupyter Notebook: a face, and a slider for each of directions, {name: direction}.
 
