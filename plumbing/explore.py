@@ -12,13 +12,10 @@ from PIL import Image
 import helpers
 
 
-def main_directions(weight, count=6):
-    """The count directions in z that the first layer, weight (out, z_size), stretches most: (count, z_size).
-
-    They are its right singular vectors (Shen and Zhou 2021) and, z being as wide in every direction, also the
-    principal directions of what the layer gives (Härkönen et al. 2020). The largest number of each is positive."""
-    axes = torch.linalg.svd(weight.detach().float(), full_matrices=False).Vh[:count]
-    return axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+def named_directions(folder):
+    """The main directions of the generator kept in folder, {name: direction}: its generator.json may give them names."""
+    names, axes = helpers.read_generator(folder)[0].get("directions", []), helpers.directions(folder)
+    return {names[n] if n < len(names) else f"direction {n + 1}": axis for n, axis in enumerate(axes)}
 
 
 def difference(z, values):
@@ -65,15 +62,15 @@ def png(images, times):
 
 
 def check_file(folder, draw):
-    """Print whether the generator kept in folder draws what draw does, or why it cannot be told."""
+    """Print whether the generator kept in folder draws what draw does, or why that cannot be told."""
     try:
         sample = helpers.load_generator(folder)
     except ValueError as other_layers:  # a Generator of one's own is drawn by its own code
-        return print(other_layers)
-    size = sample.z_size
-    z = 2 * torch.rand(8, size, generator=torch.Generator().manual_seed(0)) - 1
+        print(other_layers)
+        return
+    z = 2 * torch.rand(8, helpers.read_generator(folder)[0]["z_size"]) - 1
     same = helpers.rms(sample(z=z), draw(z)).max() < 0.02  # draw may compute in bf16
-    print(f"three lines draw the same faces from the file: {same}")
+    print(f"The file draws the same faces: {same}")
 
 
 def explorer(draw, directions):

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 import helpers
 
+from . import ranks
+
 
 def picture(images, columns):
     """A PNG, always of the same size: images as a grid of four columns beside the course of columns, {g_loss, d_loss,
@@ -46,9 +48,12 @@ def view(content, seconds=2.0, share=0.02):
     def show(last=False):
         nonlocal handle, due
         start = time.perf_counter()
-        if start < due and not last:
+        if ranks.rank or start < due and not last:
             return
-        drawn = Image(picture(*content()))
+        images, columns = content()
+        if not columns:  # stopped before the first step
+            return
+        drawn = Image(picture(images, columns))
         if handle is None:
             handle = display(drawn, display_id=True)
         else:

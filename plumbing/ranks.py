@@ -56,11 +56,11 @@ def anywhere(flag):
     return bool(flags)
 
 
-def share(batches, start):
-    """The batches from number start on that fall to this rank, one a step: every count-th. If fewer than count are left
-    for the last step, some are played by two ranks."""
+def share(batches, start, stop):
+    """The batches from number start on that fall to this rank, one a step: every count-th, until stop is set. If fewer
+    than count are left for the last step, some are played by two ranks."""
     batches = itertools.islice(batches, start, None)
-    while step := list(itertools.islice(batches, count)):
+    while (step := list(itertools.islice(batches, count))) and not stop.is_set():
         yield step[rank % len(step)]
 
 

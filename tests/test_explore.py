@@ -1,11 +1,11 @@
 """plumbing/explore.py: ways and directions in z, and the explorer's widgets without a browser."""
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import helpers
 from plumbing import explore
@@ -24,13 +24,29 @@ def draw(z):
     return np.broadcast_to(shades.repeat(4, axis=1)[:, None, :, None], (len(z), 8, 8, 3)).copy()
 
 
-def test_main_directions_are_what_the_layer_stretches_most():
-    turn = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0))).Q
-    columns = torch.linalg.qr(torch.randn(40, 5, generator=torch.Generator().manual_seed(1))).Q
-    factors = torch.tensor([1., 9., 3., 2., 5.])  # by which the rows of turn are stretched
-    found = explore.main_directions(columns * factors @ turn, 3)
-    assert torch.allclose((found @ turn.T).abs(), torch.eye(5)[[1, 4, 2]], atol=1e-5)
-    assert (found.gather(1, found.abs().argmax(1, keepdim=True)) > 0).all()
+def test_directions_have_names():
+    names = list(explore.named_directions(ROOT / "assets"))
+    assert len(names) == 8 and names == helpers.read_generator(ROOT / "assets")[0]["directions"]
+    for kept, number in (({}, 1), ({"directions": ["turns the head"]}, 2)):
+        about, weights = helpers.read_generator(ROOT / "assets")
+        del about["directions"]
+        for name, content in helpers.generator_files(weights, about | kept).items():
+            Path(name).write_bytes(content)
+        found = explore.named_directions(".")
+        assert list(found) == [*kept.get("directions", []), *(f"direction {n}" for n in range(number, 9))]
+        assert torch.equal(torch.stack(list(found.values())), helpers.directions("."))
+
+
+@pytest.mark.parametrize("factor, said", [(1, "same faces: True"), (-1, "same faces: False")])
+def test_a_file_is_checked(capsys, factor, said):
+    sample = helpers.load_generator(ROOT / "assets")
+    explore.check_file(ROOT / "assets", lambda z: sample(z=factor * z))
+    assert said in capsys.readouterr().out
+
+
+def test_a_file_of_other_layers_is_named(capsys):
+    explore.check_file("nowhere", None)
+    assert "nowhere does not hold a generator of this notebook" in capsys.readouterr().out
 
 
 def test_difference_finds_the_axis_that_a_value_depends_on():
@@ -132,8 +148,7 @@ def test_two_faces_are_kept_with_the_way_between_them(parts):
 
 def test_the_seed_is_that_of_the_kept_generator():
     state = torch.get_rng_state()
-    weights = load_file(ROOT / "assets" / "generator.safetensors")
     sample, drawn = helpers.load_generator(ROOT / "assets"), []
-    directions = dict(zip(NAMES, explore.main_directions(weights["FC.weight"])))
+    directions = dict(zip(NAMES, helpers.directions(ROOT / "assets")))
     explore.explorer(lambda z: drawn.append(z) or sample(len(z)), directions)
     assert torch.equal(drawn[0], uniform(1, 100)) and torch.equal(torch.get_rng_state(), state)

@@ -39,7 +39,7 @@ def clock(monkeypatch):
 
 
 def test_a_thousand_calls_in_a_second_draw_twice(clock):
-    with live.view(lambda: (None, None)) as show:
+    with live.view(lambda: (None, "columns")) as show:
         for _ in range(1000):
             show()
             clock.now += 0.001
@@ -47,10 +47,19 @@ def test_a_thousand_calls_in_a_second_draw_twice(clock):
     assert clock.display.call_count == 1 and clock.handle.update.call_count == 1
 
 
+def test_nothing_to_show_and_nobody_to_show_it(clock, monkeypatch):
+    with live.view(lambda: (None, runs.columns([]))) as show:  # stopped before the first step
+        show()
+    monkeypatch.setattr(live.ranks, "rank", 1)
+    with live.view(lambda: (None, "columns")) as show:
+        show()
+    assert not clock.drawn and not clock.display.called
+
+
 @pytest.mark.parametrize("cost", [0.001, 0.3])
 def test_drawing_keeps_to_its_share_of_the_time(clock, cost):
     clock.cost = cost
-    with live.view(lambda: (None, None)) as show:
+    with live.view(lambda: (None, "columns")) as show:
         while clock.now < 400:
             show()
             clock.now += 0.01

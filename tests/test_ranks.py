@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import psutil
@@ -156,7 +157,7 @@ def test_alone_nothing_is_joined(variables, monkeypatch):
         monkeypatch.setenv(name, value)
     assert ranks.join(torch.device("cuda", 0)) == torch.device("cuda", 0) and (ranks.rank, ranks.count) == (0, 1)
     assert ranks.first(max, 2, 3) == 3 and ranks.gather(5) == [5] and ranks.anywhere(True) and not ranks.anywhere(False)
-    assert list(ranks.share("abcd", 1)) == ["b", "c", "d"] and ranks.leave() is None
+    assert list(ranks.share("abcd", 1, Event())) == ["b", "c", "d"] and ranks.leave() is None
 
 
 def test_rank_0_alone_writes(monkeypatch):

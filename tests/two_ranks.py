@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from threading import Event
 
 import torch
 from conftest import set_up
@@ -73,7 +74,7 @@ def main():
         "parts": play(set_up(Path("faces"), Path("parts"), resume=True)),
         "first": ranks.first(lambda: mine + 5), "gathered": ranks.gather([mine]), "z": torch.rand(3),
         "anywhere": [ranks.anywhere(mine == 1), ranks.anywhere(mine == 2)],
-        "shares": [list(ranks.share("abcde", start)) for start in (0, 1)],
+        "shares": [list(ranks.share("abcde", start, Event())) for start in (0, 1)],
         "other": refusal(ranks.unite, [], {"batch_size": 8, "seed": mine}),
         "not finite": refusal(runs.collect, [losses], [], "checkpoint.pt"),
     }
