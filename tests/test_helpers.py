@@ -165,6 +165,35 @@ def test_a_generator_with_other_layers_is_refused(change):
         assert helpers.load_generator(".")(3).shape == (3, 32, 32, 3)
 
 
+def test_faces_of_a_z_that_is_given():
+    torch.manual_seed(0)
+    keep(NOTEBOOK.Generator(20, 4).eval())
+    sample = helpers.load_generator(".")
+    z = 2 * torch.rand(5, 20, generator=torch.Generator().manual_seed(3)) - 1
+    for given in (z, z.numpy(), z.double().numpy(), z.tolist(), z.clone().requires_grad_()):
+        assert np.array_equal(sample(z=given), sample(5, seed=3))
+    assert np.array_equal(sample(z=z, truncation=0.5), sample(5, seed=3, truncation=0.5))
+    assert not np.array_equal(sample(z=-z), sample(z=z)) and np.array_equal(sample(), sample(64, seed=0))
+    for wrong in (z[0], z[:, :19], z[None], 0.5):
+        refused(lambda: sample(z=wrong), f"z must have the shape (count, 20), not {tuple(np.shape(wrong))}")
+
+
+def test_directions():
+    refused(lambda: helpers.directions("."), ". does not hold a generator of this notebook")
+    torch.manual_seed(0)
+    G = NOTEBOOK.Generator(20, 4)
+    axes, wanted = torch.linalg.qr(torch.randn(20, 20))[0].T, torch.tensor([9.0, 8, 7, 6, 5, 4, 3, 2] + [1] * 12)
+    G.FC.weight.data = torch.linalg.qr(torch.randn(G.FC.out_features, 20))[0] * wanted @ axes  # singular values: wanted
+    keep(G)
+    found = helpers.directions(".")
+    assert found.dtype == torch.float32 and found.shape == (8, 20)
+    largest = axes[:8].gather(1, axes[:8].abs().argmax(1, keepdim=True))
+    assert torch.allclose(found, axes[:8] * largest.sign(), atol=1e-5)
+    assert (found.max(1).values >= -found.min(1).values).all()
+    assert torch.equal(helpers.directions(".", 3), found[:3]) and len(helpers.directions(".", 99)) == 20
+    assert torch.allclose((G.FC.weight @ found.T).norm(dim=0), wanted[:8])  # what a step does to the first layer
+
+
 def test_helpers_are_enough_to_draw_faces():
     keep(NOTEBOOK.Generator(20, 4))
     Path("helpers.py").write_bytes((ROOT / "helpers.py").read_bytes())
