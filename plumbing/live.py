@@ -27,7 +27,7 @@ def picture(images, columns):
             ("real_accuracy", shares, "real", "C2"), ("fake_accuracy", shares, "generated", "C4")):
         axis.plot(x, [columns[name][part].mean() for part in steps], color=color, label=label)
     faces.set_title(f"Faces after step {count:,}")
-    losses.set(title="Losses", xlabel="step")
+    losses.set(title="Losses", xlabel="step", ylabel="cross-entropy")
     shares.set(title="Images that D judges rightly, share", xlabel="step", ylim=(0, 1.02))
     for axis in (losses, shares):
         axis.legend(loc="lower left", fontsize="small")
