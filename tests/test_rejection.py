@@ -3,11 +3,13 @@ import copy
 import functools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mutants import MUTANTS, REJECTED
 from variants import VARIANTS, doubting_discriminator, faces
 
+import helpers
 import problem_unittests as tests
 from plumbing import story
 
@@ -104,6 +106,18 @@ def test_variant_works_in_the_notebook(test, given):
     G_average = copy.deepcopy(G)
     module.move_average(G_average, G, 1)
     assert module.generate(G_average, module.random_z(2)).shape == (2, 32, 32, 3)
+
+
+@pytest.mark.parametrize("given", [pytest.param(g, id=name) for name, g in VARIANTS["test_dataloader"].items()])
+def test_accepted_loaders_work_in_the_notebook(given):
+    """Drawn in order, and from a state of their generator the same batches again."""
+    for loader in given[0]:
+        pictures = helpers.as_pictures(loader, 3)
+        assert len(pictures) == 3 and pictures.dtype == np.uint8 and pictures.shape[3] == 3
+        state = loader.generator.get_state()
+        first = definitions().scale(next(iter(loader)))
+        loader.generator.set_state(state)
+        assert torch.equal(first, definitions().scale(next(iter(loader))))
 
 
 def test_doubt_is_accepted_on_any_seed(monkeypatch):

@@ -252,7 +252,7 @@ def square_generator_step(D, G, g_optimizer, fake_images):
     return torch.zeros(())
 
 
-OWN_IMAGES = faces(203).float() / 255
+OWN_IMAGES, ORDER = faces(203).float() / 255, torch.Generator()
 VARIANTS = {
     "test_discriminator": {f.__name__: (f,) for f in (
         ConvolutionsOnly, dropout_discriminator, doubting_discriminator, deep_discriminator, attention_discriminator,
@@ -270,9 +270,10 @@ VARIANTS = {
         "all in one": (loaders(OWN_IMAGES[:20], 64), 64), "seven images": (loaders(OWN_IMAGES[:7]), 16),
         "each image twice": (loaders(torch.cat([OWN_IMAGES] * 2)),),
         "all images equal": (loaders(OWN_IMAGES[:1].expand(203, 3, 8, 8)),),
-        "a list, and a sampler": ([*loaders(OWN_IMAGES, 10, sampler=RandomSampler(OWN_IMAGES))], 10),
-        "large": (loaders(range(10 ** 5), 100,
-                          collate_fn=lambda i: torch.rand(len(i), 1, 1, 1).expand(len(i), 3, 64, 64)), 100)},
+        "a list, and a sampler": ([*loaders(OWN_IMAGES, 10, generator=ORDER,
+                                            sampler=RandomSampler(OWN_IMAGES, generator=ORDER))], 10),
+        "large": (loaders(range(10 ** 5), 100, collate_fn=lambda i: (
+            torch.tensor(i).view(-1, 1, 1, 1) / 10 ** 5).expand(len(i), 3, 64, 64)), 100)},
     "test_training_steps": {
         "patient, careful": (patient_discriminator_step, careful_generator_step, ConvolutionsOnly, Upsampling),
         "patient, clearing": (patient_discriminator_step, clearing_generator_step, dropout_discriminator,
