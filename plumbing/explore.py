@@ -37,6 +37,13 @@ def strips(draw, z, directions, count=8):
     return {name: draw(moved(z, direction[None], amounts)) for name, direction in directions.items()}
 
 
+def stepped(draw, z, directions, amount=2.0):
+    """Rows for helpers.show_rows: the faces of z (count, z_size), and the same after a step of amount along each of
+    directions, {name: direction}."""
+    step = torch.full((1, 1), amount)
+    return {"faces": draw(z)} | {name: draw(moved(z, axis[None], step)) for name, axis in directions.items()}
+
+
 def between(a, b, count):
     """count points on the way from a to b (z_size,), both included: (count, z_size), each as uniform as a and b are.
 

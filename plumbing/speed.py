@@ -36,6 +36,12 @@ def warn_if_crowded(device):
               f"other down by far more than their number; start each with OMP_NUM_THREADS={max(1, free)}.")
 
 
+def prepare(device):
+    """What this process does once before it trains on device: warn_if_crowded and keep_freed_memory."""
+    warn_if_crowded(device)
+    keep_freed_memory()
+
+
 def speed_up(device, dtype=torch.bfloat16):
     """How many times as fast as in fp32 a convolution like the networks' is in dtype: the best of five of each."""
     x, w = torch.ones(64, 128, 8, 8, device=device), torch.ones(256, 128, 4, 4, device=device)

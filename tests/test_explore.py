@@ -24,6 +24,14 @@ def draw(z):
     return np.broadcast_to(shades.repeat(4, axis=1)[:, None, :, None], (len(z), 8, 8, 3)).copy()
 
 
+def test_steps_are_taken_from_each_face():
+    z = uniform(5, 3)
+    rows = explore.stepped(draw, z, {"first": torch.tensor([1., 0, 0]), "second": torch.tensor([0., 1, 0])}, 0.5)
+    assert list(rows) == ["faces", "first", "second"] and np.array_equal(rows["faces"], draw(z))
+    for name, axis in (("first", [1., 0, 0]), ("second", [0, 1., 0])):
+        assert np.array_equal(rows[name], draw((z + 0.5 * 3 ** -0.5 * torch.tensor(axis)).clamp(-1, 1)))
+
+
 def test_directions_have_names():
     names = list(explore.named_directions(ROOT / "assets"))
     assert len(names) == 8 and names == helpers.read_generator(ROOT / "assets")[0]["directions"]
