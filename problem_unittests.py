@@ -256,9 +256,10 @@ def fingerprints(loader, batches):
 
 def order(loader):
     """The indices of one epoch of a DataLoader that has some, else none."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or not loader.batch_sampler:
-        return []
-    return [index for batch in itertools.islice(loader.batch_sampler, len(loader)) for index in batch]
+    known = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    batches = itertools.islice(loader.batch_sampler or loader.sampler, len(loader)) if known else ()
+    return [index for batch in batches if loader.batch_sampler or isinstance(batch, torch.Tensor)
+            for index in (batch.flatten().tolist() if isinstance(batch, torch.Tensor) else batch)]
 
 
 def check_shuffled(loader, length, read):

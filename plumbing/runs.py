@@ -36,8 +36,8 @@ def choose_device(name="auto"):
 
 def device_name(device):
     """The name that the maker gave this device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if device.type in ("cuda", "xpu"):
+        return torch.get_device_module(device).get_device_name(device)
     with contextlib.suppress(OSError):
         for line in open("/proc/cpuinfo"):
             if line.startswith("model name"):
@@ -97,11 +97,16 @@ def interruptible():
             signal.signal(signal.SIGINT, usual)
 
 
+def which(device):
+    """The arguments that say which device is meant: mps has only one, and takes none."""
+    return () if device.type == "mps" else (device,)
+
+
 def random_state(device):
     """The state of torch's generators on the CPU and on device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        state[device.type] = torch.get_device_module(device).get_rng_state()
+        state[device.type] = torch.get_device_module(device).get_rng_state(*which(device))
     return state
 
 
@@ -109,7 +114,7 @@ def set_random_state(state, device):
     """Put torch's generators back into a random_state."""
     torch.set_rng_state(state["cpu"])
     if device.type in state and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state[device.type])
+        torch.get_device_module(device).set_rng_state(state[device.type], *which(device))
 
 
 @dataclass

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from plumbing import story
 
@@ -288,6 +288,7 @@ VARIANTS = {
         "all in one": (labelled_loader(20, batch_size=64), 64), "seven images": (labelled_loader(7), 16),
         "own": (Own(OWN_IMAGES), 10), "own, each image twice": (Own(torch.cat([OWN_IMAGES] * 2)),),
         "own, all images equal": (Own(OWN_IMAGES[:1].expand(203, 3, 8, 8)),), "own, few": (Own(OWN_IMAGES[:10]), 64),
+        "lists": (DataLoader(TensorDataset(OWN_IMAGES), None, sampler=BatchSampler(RandomSampler(OWN_IMAGES), 10, True)), 10),
         "large": (DataLoader(range(10 ** 5), 100, shuffle=True,
                              collate_fn=lambda i: torch.rand(100, 1, 1, 1).expand(100, 3, 64, 64)), 100)},
     "test_training_steps": {
