@@ -26,9 +26,9 @@ def to_uint8(images):
 
 
 def as_pictures(loader, count):
-    """The first count images of a DataLoader over a list of indices, in the order of that list."""
-    parts = torch.tensor(loader.dataset[:count]).split(1024)  # as floats all of them would take four times the memory
-    return np.concatenate([to_uint8(2 * loader.collate_fn(part.tolist()) - 1) for part in parts])
+    """The first count images of a DataLoader over indices, in their order."""
+    parts = torch.as_tensor(loader.dataset[:count]).split(1024)  # as floats all of them would take four times the memory
+    return np.concatenate([to_uint8(2 * loader.collate_fn(part) - 1) for part in parts])
 
 
 def grid(images, columns=8):

@@ -253,7 +253,8 @@ def fingerprints(loader, batches):
 
 def order(loader):
     """The indices of one epoch."""
-    return [index for batch in itertools.islice(loader.batch_sampler or (), len(loader)) for index in batch]
+    batches = itertools.islice(loader.batch_sampler or loader.sampler, len(loader))  # lists, or tensors on a device
+    return [index for batch in batches for index in torch.as_tensor(batch).flatten().tolist()]
 
 
 def check_shuffled(loader, length, read):

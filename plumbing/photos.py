@@ -3,12 +3,10 @@ import contextlib
 import hashlib
 import os
 import shutil
-import sys
 import time
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 import filelock
@@ -16,14 +14,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .files import whole_file
+from .files import download, whole_file
 
 CELEBA_URL = ("https://s3.amazonaws.com/video.udacity-data.com/topher/2018/November/"
               "5be7eb6f_processed-celeba-small/processed-celeba-small.zip")
 CELEBA_SHA256 = "2cd4fbba4b618faeb4be18c69da3a68ff6a163057d12ff321cb044fc51f416d3"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # what Pillow may take a file for, whatever its name is
-DECODER = 2  # raise with every change of what decode gives: older caches are then ignored
+ALIGNED, CENTRE = "img_align_celeba", (35, 55, 143, 163)  # CelebA's own folder; the middle 108x108 of its 178x218 pixels
+DECODER = 3  # raise with every change of what decode gives: older caches are then ignored
 WORTH_KEEPING = 1.0  # seconds of decoding above which the images are kept for the next time
 
 
@@ -47,22 +46,6 @@ def prepare_data(dataset, folder="data", url=CELEBA_URL, sha256=CELEBA_SHA256):
         raise FileNotFoundError(f"dataset {str(dataset)!r} does not exist (looked in {Path.cwd()}); "
                                 "give a zip file, a folder of images or \"celeba\".")
     return unzip(path, folder)
-
-
-def download(url, path, sha256):
-    """path, holding the file at url: downloaded and checked against sha256 unless it is there.
-
-    Raises OSError with one sentence if url does not give that file."""
-    path = Path(path)
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            print(f"Downloading {url}")
-            torch.hub.download_url_to_file(url, str(path), sha256, progress=sys.stderr.isatty())
-        except (OSError, RuntimeError, ValueError, HTTPException) as error:
-            raise OSError(f"{url} could not be downloaded ({' '.join(str(error).split())}); try again, or give the "
-                          "path of a zip as dataset.") from error
-    return path
 
 
 def unzip(path, folder="data"):
@@ -103,9 +86,13 @@ def unzip(path, folder="data"):
 def decode(path, size):
     """The image at path as uint8 (size, size, 3), cropped to its middle square; None if it is not an image.
 
+    A photograph of CelebA's own folder is cropped to the face first, as the course did (udacity/deep-learning,
+    face_generation/helper.py, get_image) and many DCGANs do.
     64x64 becomes 32x32 by the mean of each 2x2 block. What is transparent becomes white; the first frame is taken."""
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if image.size == (178, 218) and ALIGNED in str(path.absolute()):
+                image = image.crop(CENTRE)
             image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip to white

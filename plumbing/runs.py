@@ -39,8 +39,8 @@ def choose_device(name="auto"):
 def device_name(device):
     """The name that the maker gave this device, and how many ranks have one."""
     several = f", {ranks.count} ranks" if ranks.count > 1 else ""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device) + several
+    if device.type in ("cuda", "xpu"):
+        return torch.get_device_module(device).get_device_name(device) + several
     with contextlib.suppress(OSError):
         for line in open("/proc/cpuinfo"):
             if line.startswith("model name"):
@@ -103,11 +103,16 @@ def interruptible():
             signal.signal(signal.SIGINT, usual)
 
 
+def which(device):
+    """The arguments that say which device is meant: mps has only one, and takes none."""
+    return () if device.type == "mps" else (device,)
+
+
 def random_state(device):
     """The states of torch's generators on the CPU and on device: a list of one dict a rank."""
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        state[device.type] = torch.get_device_module(device).get_rng_state()
+        state[device.type] = torch.get_device_module(device).get_rng_state(*which(device))
     return ranks.gather(state)
 
 
@@ -116,7 +121,7 @@ def set_random_state(states, device):
     state = states[ranks.rank]
     torch.set_rng_state(state["cpu"])
     if device.type in state and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state[device.type])
+        torch.get_device_module(device).set_rng_state(state[device.type], *which(device))
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What makes training faster and changes no result beyond rounding."""
 import contextlib
 import ctypes
+import itertools
 import os
 import time
 import types
@@ -8,6 +9,7 @@ import types
 import psutil
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 
 def keep_freed_memory():
@@ -62,7 +64,8 @@ def choose_precision(name, device):
     if name != "auto":
         return name, "as asked"
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # the question is about the current one
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU computes in it") if native else ("fp32", "the GPU has no native bf16")
     if device.type == "cpu":
         can = getattr(torch.cpu, "get_capabilities", dict)()
@@ -72,6 +75,50 @@ def choose_precision(name, device):
         gain = speed_up(device)
         return ("bf16" if gain > 1.1 else "fp32"), f"the processor's {native} is {gain:.1f} times as fast as fp32"
     return "fp32", f"bf16 on {device.type} is untried"
+
+
+def on_device_if_it_fits(images, device):
+    """images on device; as they are if they would take more than half of the memory that is free there.
+
+    The other half is for the networks. On devices that share the host's memory nothing can be gained."""
+    if device.type in ("cuda", "xpu"):
+        free = torch.get_device_module(device).mem_get_info(device)[0]
+        if images.nbytes > free / 2:
+            print(f"The images stay in the host's memory: they take {images.nbytes / 1e9:.1f} GB of {free / 1e9:.1f} GB "
+                  f"free on {device}. Each batch is moved.")
+            return images
+    return images.to(device)
+
+
+def moved(batch, device):
+    """batch on device. What comes from the host's memory is pinned there first, so that a GPU need not be waited for."""
+    if batch.device.type == "cpu" and device.type == "cuda":
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True)
+
+
+class Slices:
+    """A sampler for DataLoader: the lists of indices that batches gives, as slices of one tensor on device an epoch."""
+
+    def __init__(self, batches, device):
+        self.batches, self.device = batches, device
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        batches = iter(self.batches)
+        epoch = list(itertools.islice(batches, len(self.batches)))
+        yield from torch.tensor(list(itertools.chain(*epoch)), device=self.device).split(len(epoch[0]))
+        yield from batches  # nothing is left, but torch's sampler draws a number here, and the next epoch's order follows
+
+
+def indices_on_device(loader, device):
+    """loader, a DataLoader over a list of indices, with the same batches, whose collate_fn gets tensors on device.
+
+    A list that indexes a tensor is copied to its device, and waited for, at every step."""
+    return DataLoader(torch.tensor(loader.dataset, device=device), None, sampler=Slices(loader.batch_sampler, device),
+                      collate_fn=loader.collate_fn, generator=loader.generator)
 
 
 SHIFTS = [(1 - 2 * j, 2 * j - 1, 1 - 2 * i, 2 * i - 1) for i in (0, 1) for j in (0, 1)]  # left, right, top, bottom

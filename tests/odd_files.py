@@ -1,6 +1,4 @@
-"""Rows of archives and images that are broken, hostile or odd, and a server that gives one."""
-import hashlib
-import http.server
+"""Rows of archives and images that are broken, hostile or odd."""
 import io
 import os
 import re
@@ -38,7 +36,6 @@ def link(target):
 
 
 GOOD = archive(*((f"{number}.png", PNG) for number in range(5)))
-SHA256 = hashlib.sha256(GOOD).hexdigest()
 PACKED = archive(("1.png", PNG), method=zipfile.ZIP_BZIP2)
 BAD_ARCHIVES = {  # name: (content, what the sentence says)
     "empty": (b"", "cannot be used as a dataset: "),
@@ -105,18 +102,3 @@ ODD = {  # name: (content, colour of the left half, colour of the right half)
     "one-pixel-wide.jpg": (encoded("JPEG", Image.new("RGB", (1, 20_000), "red"), quality=95), RED, RED),
     "very-high.jpg": (encoded("JPEG", Image.new("RGB", (40, 20_000), "red"), quality=95), RED, RED),
 }
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Gives GOOD, or a 404, or an answer that is not HTTP."""
-
-    def do_GET(self):
-        if self.path == "/garbage":
-            self.wfile.write(b"hello\r\n")
-            return
-        self.send_response(404 if self.path == "/missing" else 200)
-        self.end_headers()
-        self.wfile.write(GOOD)
-
-    def log_message(self, *_):
-        pass

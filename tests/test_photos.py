@@ -6,7 +6,6 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
 
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 
 from conftest import child, encoded, pixels, posix, refused
-from odd_files import BAD_ARCHIVES, GOOD, JUNK, ODD, ODD_ARCHIVES, PNG, SHA256, Server, archive
+from odd_files import BAD_ARCHIVES, GOOD, JUNK, ODD, ODD_ARCHIVES, PNG, archive
 from plumbing import photos
 
 
@@ -40,33 +39,7 @@ def in_data():
     return list(Path("data").glob("faces-*")), list(Path("data").glob(".*.partial"))
 
 
-# --- Downloads --------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
-        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-
-
-def test_celeba_is_downloaded_once(server, capfd):
-    folder = photos.prepare_data("celeba", url=f"{server}/good", sha256=SHA256)
-    assert Path("data/processed-celeba-small.zip").read_bytes() == GOOD and len(photos.load_images(folder, 32)) == 5
-    assert capfd.readouterr() == (f"Downloading {server}/good\n", "")  # a progress bar is for terminals
-    assert photos.prepare_data("celeba", url=f"{server}/missing", sha256="") == folder
-
-
-@pytest.mark.parametrize("url, folder, sha256", [
-    ("{}/good", "data", "0" * 64), ("{}/missing", "data", SHA256), ("{}/garbage", "data", SHA256),
-    ("no-url", "data", SHA256), ("{}/good", "taken", SHA256)])
-def test_download_fails(server, url, folder, sha256):
-    Path("taken").touch()
-    refused(lambda: photos.download(url.format(server), f"{folder}/file.zip", sha256),
-            f"{url.format(server)} could not be downloaded (", "); try again, or give the path of a zip as dataset.")
-    assert not Path(folder, "file.zip").exists()
-
+# --- Folders and zips -------------------------------------------------------------------------------------------------
 
 def test_a_dataset_is_a_folder_or_a_zip(monkeypatch):
     images = folder_of_images("images", 1)
@@ -249,6 +222,33 @@ def test_threads_keep_the_order_and_stop_at_the_limit(monkeypatch):
     images, junk = photos.decode_all(range(640), 2, 90)
     assert junk == list(range(3, 100, 10)) and max(decoded) < 256
     assert images[:, 0, 0, 0].tolist() == [number for number in range(100) if number % 10 != 3]
+
+
+# --- CelebA's own photographs -------------------------------------------------------------------------------------------
+
+def framed(size=(178, 218)):
+    """A picture whose middle 108x108 pixels are red, the rest blue."""
+    picture, left, top = Image.new("RGB", size, "blue"), (size[0] - 108) // 2, (size[1] - 108) // 2
+    picture.paste("red", (left, top, left + 108, top + 108))
+    return encoded("JPEG", picture, quality=95, subsampling=0)
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 128])
+def test_celebas_photographs_are_cropped_to_the_face(image_size):
+    put("celeba.zip", archive(("img_align_celeba/000001.jpg", framed())))
+    put("img_align_celeba.zip", archive(("000001.jpg", framed())))
+    put("img_align_celeba/000001.jpg", framed())
+    for dataset in ("celeba.zip", "img_align_celeba.zip", "img_align_celeba"):
+        red, green, blue = photos.load_images(photos.prepare_data(dataset), image_size)[0, :, 2:-2, 2:-2]
+        assert red.min() > 240 and green.max() < 20 and blue.max() < 20
+
+
+@pytest.mark.parametrize("name, size", [("others/1.jpg", (178, 218)), ("img_align_celeba/1.jpg", (218, 178)),
+                                        ("img_align_celeba/1.jpg", (356, 436))])
+def test_other_photographs_keep_their_middle_square(name, size):
+    put(name, framed(size))
+    corners = photos.load_images(Path(name).parent, 32)[0, 2, ::31, ::31]
+    assert corners.min() > 240
 
 
 # --- The cache --------------------------------------------------------------------------------------------------------

@@ -135,7 +135,8 @@ def test_other_threads_are_not_interrupted(usual):
 
 def test_random_numbers_come_again(monkeypatch):
     other = torch.Generator()
-    card = mock.Mock(get_rng_state=other.get_state, set_rng_state=other.set_state)
+    card = mock.Mock(get_rng_state=lambda device: other.get_state(),
+                     set_rng_state=lambda state, device: other.set_state(state))
     monkeypatch.setattr(torch, "get_device_module", lambda device: card)
     for device in (CPU, CUDA):
         state = runs.random_state(device)

@@ -11,7 +11,7 @@ from conftest import child
 from plumbing import speed
 from plumbing.story import definitions
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -69,12 +69,6 @@ def test_bf16_on_a_processor_must_be_faster(monkeypatch, flag, gain, precision, 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {flag: True}, raising=False)
     monkeypatch.setattr(speed, "speed_up", lambda device: gain)
     assert speed.choose_precision("auto", CPU) == (precision, why)
-
-
-def test_bf16_on_a_gpu_must_be_native(monkeypatch):
-    for native, chosen in ((True, ("bf16", "the GPU computes in it")), (False, ("fp32", "the GPU has no native bf16"))):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-        assert speed.choose_precision("auto", CUDA) == chosen
 
 
 def test_other_precisions(monkeypatch):
