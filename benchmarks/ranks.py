@@ -1,6 +1,6 @@
-"""Several processes of one thread each beside one with as many threads: the whole notebook, by torchrun, on the same faces.
+"""Several processes of one thread each beside one with as many threads: the whole notebook, on as many images.
 
-    python -m benchmarks.ranks               2 ranks of one thread, one of two, on the embedded faces; killed, it goes on
+    python -m benchmarks.ranks              2 ranks of one thread, one of two, on the embedded faces; killed, it goes on
     python -m benchmarks.ranks --ranks 4 --dataset PATH --output runs/four
 
 batch_size is that of one rank, so the ranks play twice: with batches of 16 between them, the same game as alone but for
@@ -29,8 +29,8 @@ def play(count, threads, batch_size, folder, dataset):
         given = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
         papermill = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(ROOT), *given, str(NOTEBOOK)]
         line = f"{shlex.join(papermill)} {shlex.quote(str(folder))}-$RANK.ipynb"
-        ended = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
-                                "--no-python", "bash", "-c", line], capture_output=True, text=True,
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        ended = subprocess.run([*torchrun, "--no-python", "bash", "-c", line], capture_output=True, text=True,
                                env=os.environ | {"OMP_NUM_THREADS": str(threads)})
         if ended.returncode:
             sys.exit(f"{folder.name} did not come to its end: {ended.stderr}")
@@ -40,7 +40,8 @@ def play(count, threads, batch_size, folder, dataset):
 
 def table(results):
     """A Markdown table from {(ranks, threads, batch_size): metrics}."""
-    lines = ["| ranks, threads each | images a step | images seen | training | images/s | distance |", "|---|---|---|---|---|---|"]
+    lines = ["| ranks, threads each | images a step | images seen | training | images/s | distance |",
+             "|---|---|---|---|---|---|"]
     for (count, threads, batch_size), metrics in results.items():
         seen = metrics["steps"] * batch_size  # metrics count the batches of all ranks
         lines.append(f"| {count}, {threads} | {count} x {batch_size} | {seen:,} | {metrics['train_seconds']:.0f} s "

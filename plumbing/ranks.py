@@ -23,7 +23,7 @@ def join(device):
     if device.type != "cpu":
         device, there = torch.device(device.type, int(os.environ["LOCAL_RANK"])), torch.get_device_module(device)
         if device.index >= there.device_count():
-            raise ValueError(f"This host has {there.device_count()} devices for its ranks; lower torchrun's --nproc-per-node.")
+            raise ValueError(f"This host has {there.device_count()} devices for its ranks; lower --nproc-per-node.")
         there.set_device(device)
     pairs = {"cpu": "gloo", device.type: BACKENDS[device.type]}  # flags and objects go by gloo and wait for no device
     patience = timedelta(minutes=10)  # more than others wait while one decodes faces or measures

@@ -33,9 +33,9 @@ def warn_if_crowded(device):
     shares = psutil.cpu_percent(interval=0.2, percpu=True)
     taken = round(sum(shares[core] for core in cores if core < len(shares)) / 100)
     threads, free = torch.get_num_threads(), len(cores) - taken
-    if threads > free:
-        print(f"{threads} threads are asked for and {free} of {len(cores)} cores are free: runs side by side slow each "
-              f"other down by far more than their number; start each with OMP_NUM_THREADS={max(1, free)}.")
+    if threads > max(1, free):
+        print(f"{threads} threads are asked for and {free} of {len(cores)} cores are free: threads that wait for one "
+              f"another are slower than fewer threads; start each run with OMP_NUM_THREADS={max(1, free)}.")
 
 
 def prepare(device):

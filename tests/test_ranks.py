@@ -95,7 +95,8 @@ def test_one_rank_goes_on_from_two_and_says_so(played, capsys):
     folder, _ = played
     shutil.copytree(folder / "whole", "whole")
     one = set_up(folder / "faces", Path("whole"), resume=True)
-    assert "whole/checkpoint.pt is of 2 ranks; going on with 1 will not be bit for bit the same run." in capsys.readouterr().out
+    assert ("whole/checkpoint.pt is of 2 ranks; going on with 1 will not be bit for bit the same run.\n"
+            in capsys.readouterr().out)
     play(one, EPOCHS + 1)
     assert len(one.state.records) == (EPOCHS + 1) * 13 and len(one.state.samples) == EPOCHS + 1
     assert len(checkpoint(Path("whole"))["random"]) == 1
@@ -106,8 +107,8 @@ def test_what_ranks_tell_each_other(played):
     for rank, found in enumerate(both):
         assert found["first"] == 5 and found["gathered"] == [[0], [1]] and found["anywhere"] == [True, False]
         assert found["shares"] == [list(("ace", "bde")[rank]), list(("bd", "ce")[rank])]
-        assert found["other"] == (f"seed is {rank} on rank {rank} and {1 - rank} on rank {1 - rank}; all ranks need the "
-                                  "same command and the same files.")
+        assert found["other"] == (f"seed is {rank} on rank {rank} and {1 - rank} on rank {1 - rank}; all ranks need "
+                                  "the same command and the same files.")
         assert found["not finite"].startswith("The losses are no longer finite at step 2 ")
     assert (folder / "left.txt").read_text() == "rank 0"
 
@@ -145,7 +146,7 @@ def test_on_the_cpu_it_is_gloo(torchrun_says):
 def test_ranks_that_cannot_work(torchrun_says, monkeypatch):
     refused(lambda: ranks.join(torch.device("mps")), "Several ranks work on cuda, xpu or cpu, and device is mps; set")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    refused(lambda: ranks.join(torch.device("cuda", 0)), "This host has 2 devices for its ranks; lower torchrun's")
+    refused(lambda: ranks.join(torch.device("cuda", 0)), "This host has 2 devices for its ranks; lower --nproc")
     assert torchrun_says == [] and (ranks.rank, ranks.count) == (0, 1)
 
 

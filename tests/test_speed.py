@@ -38,7 +38,7 @@ def test_freed_memory_is_kept():
 
 
 @pytest.mark.parametrize("shares, threads, free", [
-    ([100, 5, 0, 0], 2, 1), ([60, 70, 0, 0], 2, 1), ([100, 100, 0, 0], 1, 0), ([20, 20, 100, 100], 2, None),
+    ([100, 5, 0, 0], 2, 1), ([60, 70, 0, 0], 2, 1), ([100, 100, 0, 0], 2, 0), ([100, 100, 0, 0], 1, None), ([20, 20, 100, 100], 2, None),
     ([100, 0, 0, 0], 1, None), ([], 2, None)])
 def test_a_crowd_is_spoken_of(monkeypatch, capsys, shares, threads, free):
     """This process may use the first two of four cores."""
@@ -47,7 +47,8 @@ def test_a_crowd_is_spoken_of(monkeypatch, capsys, shares, threads, free):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     speed.warn_if_crowded(CPU)
     said = capsys.readouterr().out
-    assert said == "" if free is None else said.startswith(f"{threads} threads are asked for and {free} of 2 cores are free")
+    sentence = f"{threads} threads are asked for and {free} of 2 cores are free: "
+    assert said == "" if free is None else said.startswith(sentence) and said.endswith("OMP_NUM_THREADS=1.\n")
     speed.warn_if_crowded(CUDA)
     assert capsys.readouterr().out == ""
 
