@@ -150,7 +150,7 @@ MUTANTS = {
         ("The loader draws with replacement", "without replacement", "shuffle=True",
          "sampler=torch.utils.data.RandomSampler(train, True)"),
         ("collate_fn draws with replacement", "again while others are left out", "images[indices]",
-         "images[indices[torch.randint(16, (16,))]]"),
+         "images[indices[torch.randint(len(indices), (len(indices),))]]"),
         ("The loader leaves out a half", "drop none but", "shuffle=True",
          "sampler=torch.utils.data.RandomSampler(train, num_samples=65)"),
         ("collate_fn drops an image", "A batch has 15 images and not 16", "images[indices]", "images[indices[1:]]"),

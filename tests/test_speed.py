@@ -49,7 +49,7 @@ def test_a_crowd_is_spoken_of(monkeypatch, capsys, shares, threads, free):
     said = capsys.readouterr().out
     sentence = f"{threads} threads are asked for and {free} of 2 cores are free: "
     assert said == "" if free is None else said.startswith(sentence) and said.endswith("OMP_NUM_THREADS=1.\n")
-    speed.warn_if_crowded(CUDA)
+    speed.warn_if_crowded(torch.device("cuda"))
     assert capsys.readouterr().out == ""
 
 

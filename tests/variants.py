@@ -273,7 +273,7 @@ VARIANTS = {
         "a list, and a sampler": ([*loaders(OWN_IMAGES, 10, generator=ORDER,
                                             sampler=RandomSampler(OWN_IMAGES, generator=ORDER))], 10),
         "large": (loaders(range(10 ** 5), 100, collate_fn=lambda i: (
-            torch.tensor(i).view(-1, 1, 1, 1) / 10 ** 5).expand(len(i), 3, 64, 64)), 100)},
+            torch.as_tensor(i).view(-1, 1, 1, 1) / 10 ** 5).expand(len(i), 3, 64, 64)), 100)},
     "test_training_steps": {
         "patient, careful": (patient_discriminator_step, careful_generator_step, ConvolutionsOnly, Upsampling),
         "patient, clearing": (patient_discriminator_step, clearing_generator_step, dropout_discriminator,
