@@ -21,7 +21,10 @@ CELEBA_URL = ("https://s3.amazonaws.com/video.udacity-data.com/topher/2018/Novem
 CELEBA_SHA256 = "2cd4fbba4b618faeb4be18c69da3a68ff6a163057d12ff321cb044fc51f416d3"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # what Pillow may take a file for, whatever its name is
-ALIGNED, CENTRE = "img_align_celeba", (35, 55, 143, 163)  # CelebA's own folder; the middle 108x108 of its 178x218 pixels
+# CelebA's own folder, and the 108x108 of its 178x218 pixels that show the face as the embedded faces do: as many as
+# many DCGANs take (udacity/deep-learning, face_generation/helper.py), about the centre (89, 121) of Karras et al. 2018
+# (tkarras/progressive_growing_of_gans, dataset_tool.py), which lies 12 pixels below the picture's own.
+ALIGNED, FACE = "img_align_celeba", (35, 67, 143, 175)
 DECODER = 3  # raise with every change of what decode gives: older caches are then ignored
 WORTH_KEEPING = 1.0  # seconds of decoding above which the images are kept for the next time
 
@@ -86,13 +89,11 @@ def unzip(path, folder="data"):
 def decode(path, size):
     """The image at path as uint8 (size, size, 3), cropped to its middle square; None if it is not an image.
 
-    A photograph of CelebA's own folder is cropped to the face first, as the course did (udacity/deep-learning,
-    face_generation/helper.py, get_image) and many DCGANs do.
-    64x64 becomes 32x32 by the mean of each 2x2 block. What is transparent becomes white; the first frame is taken."""
+    Of a photograph in CelebA's own folder it is the square FACE. 64x64 becomes 32x32 by the mean of each 2x2 block. What is transparent becomes white; the first frame is taken."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.size == (178, 218) and ALIGNED in str(path.absolute()):
-                image = image.crop(CENTRE)
+                image = image.crop(FACE)
             image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip to white

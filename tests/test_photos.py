@@ -227,9 +227,9 @@ def test_threads_keep_the_order_and_stop_at_the_limit(monkeypatch):
 # --- CelebA's own photographs -------------------------------------------------------------------------------------------
 
 def framed(size=(178, 218)):
-    """A picture whose middle 108x108 pixels are red, the rest blue."""
-    picture, left, top = Image.new("RGB", size, "blue"), (size[0] - 108) // 2, (size[1] - 108) // 2
-    picture.paste("red", (left, top, left + 108, top + 108))
+    """A picture that is red in the square of CelebA's faces, else blue."""
+    picture = Image.new("RGB", size, "blue")
+    picture.paste("red", (35, 67, 143, 175))
     return encoded("JPEG", picture, quality=95, subsampling=0)
 
 

@@ -12,7 +12,7 @@ from conftest import refused
 import helpers
 from plumbing import files, photos
 from plumbing.story import definitions
-from tools import demo, export_onnx, keep_generator, zip_faces
+from tools import demo, export_onnx, keep_generator, show_framing, zip_faces
 
 
 @pytest.fixture
@@ -106,3 +106,11 @@ def test_export_onnx_without_its_packages(run, monkeypatch, capsys):
         export_onnx.main()
     assert capsys.readouterr().err.endswith("pip install onnx onnxruntime.\n")
     assert not Path("run/generator.onnx").exists()
+
+
+def test_celebas_photographs_and_the_embedded_faces_have_their_eyes_in_one_place():
+    whole, _, cropped, embedded = [axis.images[0].get_array() for axis in show_framing.figure().axes]
+    assert whole.shape == (218, 178, 3) and cropped.shape == embedded.shape == (64, 64, 3)
+    for columns in (slice(16, 27), slice(38, 49)):  # one eye, the other: the darkest row below the brow
+        rows = [22 + np.asarray(picture, float)[22:40, columns].mean(2).min(1).argmin() for picture in (cropped, embedded)]
+        assert abs(rows[0] - rows[1]) <= 2 and 24 <= rows[1] <= 28
