@@ -64,7 +64,7 @@ def test_notebook_keeps_its_size():
     longest = max(sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in cells())
     lines = [code_lines(cell.source) for cell in cells()]
     words = sum(len(cell.source.split()) for cell in cells("markdown"))
-    assert longest <= 30 and np.median(lines) <= 8 and sum(lines) <= 410 and words <= 3600
+    assert longest <= 30 and np.median(lines) <= 8 and sum(lines) <= 400 and words <= 3600
     assert 60 <= len(cells()) + len(cells("markdown")) <= 90
 
 
