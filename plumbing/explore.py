@@ -68,6 +68,11 @@ def png(images, times):
     return file.getvalue()
 
 
+def uniform(folder, seed):
+    """One z (z_size,) for the generator kept in folder."""
+    return 2 * torch.rand(helpers.read_generator(folder)[0]["z_size"], generator=torch.Generator().manual_seed(seed)) - 1
+
+
 def check_file(folder, draw):
     """Print whether the generator kept in folder draws what draw does, or why that cannot be told."""
     try:
