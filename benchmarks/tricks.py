@@ -13,12 +13,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean
 
 import yaml
 
 import helpers
-from plumbing import files, runs
+from benchmarks import compare
 from plumbing.story import NOTEBOOK, ROOT
 
 ALL = {"augment": "flip"}  # the notebook's defaults leave out mirroring; the table says why
@@ -35,6 +34,7 @@ RECIPES = {
     **{name: yaml.safe_load((ROOT / "recipes" / f"{file}.yaml").read_text())
        for name, file in (("DCGAN paper", "paper"), ("the course", "classic"))},
 }
+COLUMNS = ("distance", "close pairs, times those of the data", "images/s")
 
 
 def play(changes, seed, folder, dataset, threads):
@@ -53,22 +53,6 @@ def play(changes, seed, folder, dataset, threads):
             sys.exit(f"{folder.name} did not come to its end: {ended.stderr.strip().splitlines()[-1]}")
         print(folder.name, file=sys.stderr)
     return json.loads(done.read_text())
-
-
-def spread(values, digits):
-    """The mean of values and, in brackets, the lowest and the highest."""
-    return f"{mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def table(results):
-    """A Markdown table from {recipe: [metrics of each seed]}."""
-    lines = ["| recipe | distance | close pairs, times those of the data | images/s |", "|---|---|---|---|"]
-    for name, seeds in results.items():
-        found = [metrics["measures"] for metrics in seeds]
-        pairs = [m["close_pairs"] / m["close_pairs_expected"] for m in found]
-        lines.append(f"| {name} | {spread([m['swd'] for m in found], 1)} | {spread(pairs, 1)} "
-                     f"| {mean(metrics['images_per_second'] for metrics in seeds):.0f} |")
-    return "\n".join(lines)
 
 
 def main():
@@ -91,12 +75,10 @@ def main():
     images = one["steps"] * one["parameters"]["batch_size"]
     where = (f"{one['device_name'].split(',')[0]}, {one['precision']}, torch {one['versions']['torch']}, {options.jobs} runs at a "
              f"time on {os.cpu_count()} cores; {images:,} images, seeds 0 to {options.seeds - 1}")
-    text = f"{table(results)}\n\n{where}.\n"
-    Path(options.keep).mkdir(parents=True, exist_ok=True)
-    files.write(Path(options.keep) / "tricks.md", text.encode())
+    text = f"{compare.table(['recipe'], {(name,): seeds for name, seeds in results.items()}, COLUMNS)}\n\n{where}.\n"
     strips = {name: helpers.load_generator(output / f"{name.replace(' ', '-')}-0")(12) for name in results}
-    picture = helpers.show_rows(strips, columns=12, title="The same z, each recipe's first seed")
-    files.save_figure(Path(options.keep) / "tricks.png", picture)
+    compare.keep(options.keep, "tricks", text,
+                 helpers.show_rows(strips, columns=12, title="The same z, each recipe's first seed"))
     print(text)
 
 
