@@ -11,7 +11,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import display
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save
@@ -67,7 +66,7 @@ def show_curves(panels, title=None):
     return figure
 
 
-def show_histograms(panels):
+def show_histograms(panels, title=None):
     """A figure of panels side by side, {name of what is measured: {label: values}}, each set of values as shares."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3), layout="constrained", squeeze=False)
     for axis, (name, sets) in zip(axes.flat, panels.items()):
@@ -77,16 +76,8 @@ def show_histograms(panels):
                       linewidth=1.5, label=f"{label} ({len(values):,})")
         axis.set(xlabel=name, ylabel="% of faces")
         axis.legend()
+    figure.suptitle(title)
     return figure
-
-
-def show_live(figure, handle=None):
-    """Show figure in the notebook in place of the one that handle shows; returns the handle for the next one."""
-    plt.close(figure)
-    if handle is None:
-        return display(figure, display_id=True)
-    handle.update(figure)
-    return handle
 
 
 def show_training(columns, marks, distances, floor):

@@ -9,7 +9,7 @@ from PIL import Image, ImageChops
 
 from plumbing import judge
 
-EPOCH = re.compile(r"epoch +(\d+)/\d+  loss of D ([\d.]+), of G ([\d.]+)  D right on real (\d+)%, fake (\d+)%  "
+EPOCH = re.compile(r"epoch +(\d+)/\d+  loss of D ([\d.]+), of G ([\d.]+)  right on real (\d+)%, fake (\d+)%  "
                    r"distance ([\d.]+), averaged ([\d.]+)")
 
 

@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -78,15 +77,6 @@ def test_animation(format):
         moving.seek(number)
         assert np.array_equal(moving.convert("RGB"), pixels(3, 32, 32, 3)[number])
         assert moving.info["duration"] == duration
-
-
-def test_live_figures_take_one_place(monkeypatch):
-    handle, shown = mock.Mock(), []
-    monkeypatch.setattr(helpers, "display", lambda figure, display_id: shown.append(figure) or handle)
-    live = None
-    for _ in range(3):
-        live = helpers.show_live(helpers.show_faces(pixels(3, 8, 8, 3)), live)
-    assert len(shown) == 1 and handle.update.call_count == 2 and not helpers.plt.get_fignums()
 
 
 def test_curves_of_a_run():

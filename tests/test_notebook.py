@@ -51,6 +51,12 @@ def test_notebook_text_is_clean():
         assert not cell.source.rstrip().endswith(";"), cell.id
 
 
+def test_pictures_have_a_text():
+    missing = [cell.id for cell in cells() for output in cell.outputs if "image/png" in output.get("data", {})
+               and not output.metadata.get("image/png", {}).get("alt")]
+    assert not missing
+
+
 def code_lines(source):
     """Lines of code in a cell, without blank lines, comments and docstrings."""
     tree = ast.parse(source)

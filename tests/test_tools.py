@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from conftest import refused
 import helpers
 from plumbing import files, photos
 from plumbing.story import definitions
-from tools import demo, export_onnx, keep_generator, show_framing, zip_faces
+from tools import demo, execute_notebook, export_onnx, keep_generator, show_framing, zip_faces
 
 
 @pytest.fixture
@@ -114,3 +115,15 @@ def test_celebas_photographs_and_the_embedded_faces_have_their_eyes_in_one_place
     for columns in (slice(16, 27), slice(38, 49)):  # one eye, the other: the darkest row below the brow
         rows = [22 + np.asarray(picture, float)[22:40, columns].mean(2).min(1).argmin() for picture in (cropped, embedded)]
         assert abs(rows[0] - rows[1]) <= 2 and 24 <= rows[1] <= 28
+
+
+def test_pictures_are_described():
+    def picture(**metadata):
+        return nbformat.v4.new_output("display_data", {"image/png": ""}, metadata=metadata)
+
+    said = nbformat.v4.new_output("stream", text="a line")
+    cell = nbformat.v4.new_code_cell('show(a, title="One")\nshow(b, title=f"Two of {n}")\nshow(c)',
+                                     outputs=[picture(), said, picture(), picture(**{"image/png": {"alt": "own"}}), picture()])
+    execute_notebook.describe(cell, "Heading")
+    found = [output.metadata["image/png"]["alt"] for output in cell.outputs if output is not said and "metadata" in output]
+    assert found == ["One", "Two of {n}", "own", "Heading"]

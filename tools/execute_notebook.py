@@ -7,6 +7,7 @@ pictures and the metrics of the run go to assets. Progress bars are dropped, sin
 nothing; pictures are reduced to 256 colours."""
 import base64
 import io
+import re
 import shutil
 
 import nbformat
@@ -29,15 +30,27 @@ def compressed(png):
     return base64.b64encode(smaller.getvalue()).decode()
 
 
+def describe(cell, heading):
+    """Give each picture of a code cell a text for who cannot see it: its title, or heading if it has none."""
+    titles = iter(re.findall('title=f?"([^"]*)"', cell.source))
+    for output in cell.outputs:
+        if "image/png" in output.get("data", {}):
+            output.metadata.setdefault("image/png", {}).setdefault("alt", next(titles, heading))
+
+
 def main():
     (ROOT / "runs").mkdir(exist_ok=True)
     done = papermill.execute_notebook(NOTEBOOK, ROOT / "runs" / "latest.ipynb", cwd=ROOT, progress_bar=False)
     done.metadata = {"kernelspec": done.metadata.kernelspec, "language_info": LANGUAGE}
+    heading = ""
     for cell in done.cells:
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
-        if cell.cell_type == "code":
+        if cell.cell_type == "markdown":
+            heading = (re.findall("^#+ (.*)", cell.source, re.MULTILINE) or [heading])[-1]
+        else:
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            describe(cell, heading)
             for output in cell.outputs:
                 if "image/png" in output.get("data", {}):
                     output.data["image/png"] = compressed(output.data["image/png"])
