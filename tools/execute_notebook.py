@@ -31,8 +31,8 @@ def compressed(png):
 
 
 def describe(cell, heading):
-    """Give each picture of a code cell a text for who cannot see it: its title, or heading if it has none."""
-    titles = iter(re.findall('title=f?"([^"]*)"', cell.source))
+    """Give each picture of a code cell a text for who cannot see it: its title without what is filled in, or heading."""
+    titles = (re.sub(r" *\{.*?\}", "", title) for title in re.findall('title=f?"([^"]*)"', cell.source))
     for output in cell.outputs:
         if "image/png" in output.get("data", {}):
             output.metadata.setdefault("image/png", {}).setdefault("alt", next(titles, heading))
