@@ -4,9 +4,7 @@ Nothing else of the project is imported: this file beside a generator.json and a
 faces. Images are uint8 (count, height, width, 3) unless a function says otherwise."""
 import io
 import json
-import math
 import pickle
-from http.client import HTTPException
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +15,6 @@ from IPython.display import display
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save
-from torch.utils.data import Subset
 from torchvision.utils import make_grid
 
 # --- Pictures ---------------------------------------------------------------------------------------------------------
@@ -121,11 +118,11 @@ def show_training(columns, marks, distances, floor):
     return figure
 
 
-def animation(frames, milliseconds=400):
-    """The bytes of an animated PNG that plays frames, uint8 (height, width, 3), in a loop and rests on the last."""
+def animation(frames, milliseconds=400, rest=5, format="PNG"):
+    """The bytes of an animated PNG or WEBP: frames, uint8 (height, width, 3), in a loop, the last rest times as long."""
     pictures, file = [Image.fromarray(frame) for frame in frames], io.BytesIO()
-    pictures[0].save(file, format="PNG", save_all=True, append_images=pictures[1:], loop=0,
-                     duration=[milliseconds] * (len(pictures) - 1) + [5 * milliseconds])
+    pictures[0].save(file, format=format, save_all=True, append_images=pictures[1:], loop=0, lossless=True,
+                     duration=[milliseconds] * (len(pictures) - 1) + [rest * milliseconds])
     return file.getvalue()
 
 
@@ -171,24 +168,42 @@ def probe_of(network, z_size):
     return [round(value, 4) for value in picture[0, :, ::8, ::8].flatten()[:8].tolist()]
 
 
-def load_generator(folder, device="cpu"):
-    """A function sample(count, seed=0, truncation=1.0) of the generator kept in folder.
+def read_generator(folder, device="cpu"):
+    """generator.json of folder, a dict, and the float32 weights of its generator.safetensors, {name: tensor}.
 
-    It gives uint8 faces (count, height, width, 3); truncation is a factor on z, and below 1 the faces move towards
-    their mean. The layers are the notebook's Generator in eval mode, written as plain functions.
-    Raises ValueError with one sentence if the folder does not hold such a generator."""
-    folder = Path(folder)
+    Raises ValueError with one sentence if they are not a generator of the notebook."""
     try:
-        about = json.loads((folder / "generator.json").read_text())
-        with safe_open(folder / "generator.safetensors", "pt") as file:
+        about = json.loads(Path(folder, "generator.json").read_text())
+        with safe_open(Path(folder, "generator.safetensors"), "pt") as file:
             w = {name: file.get_tensor(name).float().to(device) for name in file.keys()}
-        z_size, stages = int(about["z_size"]), int(math.log2(int(about["image_size"]))) - 1
-        last = [f"t_conv{stage}.0.weight" in w for stage in (stages, stages + 1)]
-        if w["FC.weight"].shape[1] != z_size or last != [True, False]:
+        stages = sum(name.endswith(".0.weight") for name in w)
+        if w["FC.weight"].shape[1] != int(about["z_size"]) or 2 ** (stages + 1) != int(about["image_size"]):
             raise ValueError("its files do not belong together")
+        return about, w
     except Exception as error:
-        raise ValueError(f"{folder} does not hold a generator of this notebook ({type(error).__name__}: "
-                         f"{error}).") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder} does not hold a generator of this notebook ({reason}).") from error
+
+
+def directions(folder, count=8):
+    """The unit vectors, float32 tensor (count, z_size), along which z changes the generator's first layer most.
+
+    They are the right singular vectors of FC.weight, strongest first (Shen and Zhou 2021, Closed-form factorization),
+    each with its component of largest size positive. Raises ValueError as read_generator does."""
+    weight = read_generator(folder)[1]["FC.weight"].double()
+    axes = torch.linalg.eigh(weight.T @ weight).eigenvectors.flip(1).T[:count]
+    return (axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()).float()
+
+
+def load_generator(folder, device="cpu"):
+    """A function sample(count=64, seed=0, truncation=1.0, z=None) of the generator kept in folder.
+
+    It gives uint8 faces (count, height, width, 3) of z, an array or tensor (count, z_size) of numbers in [-1, 1], or
+    else of count z drawn with seed. truncation is a factor on z, and below 1 the faces move towards their mean. The
+    layers are the notebook's Generator in eval mode, as plain functions. Raises ValueError as read_generator does,
+    and if the layers are others; sample, if z has another shape."""
+    about, w = read_generator(folder, device)
+    z_size, stages = w["FC.weight"].shape[1], sum(name.endswith(".0.weight") for name in w)
 
     def forward(z):
         x = F.relu(F.linear(z, w["FC.weight"], w["FC.bias"]).view(len(z), -1, 2, 2))
@@ -199,15 +214,18 @@ def load_generator(folder, device="cpu"):
                 x = F.relu(F.batch_norm(x, *norm))
         return torch.tanh(x)
 
-    def sample(count, seed=0, truncation=1.0):
-        z = truncation * (2 * torch.rand(count, z_size, generator=torch.Generator().manual_seed(seed)) - 1)
+    def sample(count=64, seed=0, truncation=1.0, z=None):
+        if z is None:
+            z = 2 * torch.rand(count, z_size, generator=torch.Generator().manual_seed(seed)) - 1
+        z = truncation * torch.as_tensor(z, dtype=torch.float32)
+        if z.shape[1:] != (z_size,):
+            raise ValueError(f"z must have the shape (count, {z_size}), not {tuple(z.shape)}.")
         with torch.no_grad():
             return np.concatenate([to_uint8(forward(part.to(device))) for part in z.split(256)])
 
     found = probe_of(lambda z: forward(z.to(device)), z_size)
     if not np.allclose(found, about.get("probe", found), rtol=0, atol=0.03 * np.abs(found).max() + 5e-4):
-        raise ValueError(f"{folder} holds a generator with other layers than this notebook's, which only its own code "
-                         "can draw with.")
+        raise ValueError(f"{folder} holds a generator with other layers than this notebook's: use its own code.")
     return sample
 
 
@@ -233,8 +251,7 @@ def sliced_wasserstein(a, b, patches=16, directions=128, seed=0):
     generator, distances = torch.Generator().manual_seed(seed), []
     both = [laplacian_pyramid(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255) for x in (a, b)]
     for level_a, level_b in zip(*both):
-        size = level_a.shape[-1]
-        corner = torch.randint(0, size - 6, (2, len(a) * patches), generator=generator)
+        corner = torch.randint(0, level_a.shape[-1] - 6, (2, len(a) * patches), generator=generator)
         index = torch.arange(len(a)).repeat_interleave(patches)
         rows, columns = (corner[i][:, None] + torch.arange(7) for i in (0, 1))
         axes = F.normalize(torch.randn(directions, 7 * 7 * 3, generator=generator), dim=1)
@@ -247,25 +264,6 @@ def sliced_wasserstein(a, b, patches=16, directions=128, seed=0):
     return 1000 * sum(distances) / len(distances)
 
 
-def inception_distances(a, b, device="cpu", **options):
-    """{"fid": ..., "kid": ...} between two sets of images, by the package torch-fidelity.
-
-    Fréchet (Heusel et al. 2017, eq. 6) and kernel distance (Bińkowski et al. 2018), 0 is equal, of what an Inception
-    network trained on ImageNet sees. torch-fidelity scales the images to 299x299 as the first implementation does, and
-    downloads the network once; options go to its calculate_metrics. Raises OSError if the download fails."""
-    from torch_fidelity import calculate_metrics
-    inputs = [Subset(torch.from_numpy(images).permute(0, 3, 1, 2), range(len(images))) for images in (a, b)]
-    subset = min(1000, len(a), len(b))
-    try:
-        found = calculate_metrics(input1=inputs[0], input2=inputs[1], fid=True, kid=True, kid_subset_size=subset,
-                                  cuda=torch.device(device).type == "cuda", cache=False, save_cpu_ram=True,
-                                  verbose=False, **options)
-    except (OSError, HTTPException) as error:
-        raise OSError(f"FID and KID need a network that could not be downloaded ({' '.join(str(error).split())}); set "
-                      "fid to false; with resume true nothing is trained again.") from error
-    return {"fid": found["frechet_inception_distance"], "kid": found["kernel_inception_distance_mean"]}
-
-
 def rms(a, b):
     """Root mean square difference of pixel values in [0, 1] between each of a and the same of b."""
     return np.sqrt(((a.astype(np.float32) - b) ** 2).mean(axis=(1, 2, 3))) / 255
@@ -274,7 +272,7 @@ def rms(a, b):
 def pair_distances(images):
     """The rms of every pair of images: a tensor of count * (count - 1) / 2, in the order of torch.pdist."""
     x = torch.from_numpy(images.reshape(len(images), -1)).float() / 255
-    return torch.pdist(x) / math.sqrt(x.shape[1])
+    return torch.pdist(x) / x.shape[1] ** 0.5
 
 
 def close_radius(images):
@@ -292,10 +290,10 @@ def closest_pairs(images, count):
 def nearest(queries, images):
     """For each query the index of the nearest of images and its rms."""
     q = torch.from_numpy(queries.reshape(len(queries), -1)).float() / 255
-    best, indices = torch.full((len(q),), math.inf), torch.zeros(len(q), dtype=torch.long)
+    best, indices = torch.full((len(q),), torch.inf), torch.zeros(len(q), dtype=torch.long)
     for start in range(0, len(images), 4096):  # as floats all of them would take four times the memory
         x = torch.from_numpy(images[start:start + 4096].reshape(-1, q.shape[1])).float() / 255
         distances, found = torch.cdist(q, x).min(dim=1)
         indices = torch.where(distances < best, start + found, indices)
         best = torch.minimum(best, distances)
-    return indices.numpy(), best.numpy() / math.sqrt(q.shape[1])
+    return indices.numpy(), best.numpy() / q.shape[1] ** 0.5

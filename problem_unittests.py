@@ -5,12 +5,12 @@ They judge what a definition does, not how it is written: any names, any layers,
 """
 import inspect
 import itertools
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 SEED = 0  # the start of the tests' random numbers; tests/test_rejection.py shows that no verdict depends on it
 
@@ -203,8 +203,7 @@ def test_losses(real_loss, fake_loss):
         exact = logits.detach().double()
         wanted = (label * F.softplus(-exact) + (1 - label) * F.softplus(exact)).mean()
         other = F.softplus(exact if label else -exact).mean()
-        check(isinstance(value, torch.Tensor) and value.dim() == 0,
-              f"{case} is not one number: return the mean as a tensor.")
+        check(isinstance(value, torch.Tensor) and not value.dim(), f"{case} is not one number: return a tensor of one.")
         close = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
         found = value.detach().double()
         if not torch.isclose(found, wanted, **close):
@@ -234,16 +233,14 @@ def test_scale(scale):
 
 def fingerprints(loader, batches):
     """One number an image, equal for equal images, for each batch of an epoch; and whether that was the whole epoch.
-
     At most that many batches are read, and no more than 100 MB, 8,000 images of 32x32."""
     found, size, iterator = [], 0, attempt("iter(loader)", iter, loader)
-    while (batch := attempt("The loader", next, iterator, None)) is not None:
+    while (images := attempt("The loader", next, iterator, None)) is not None:
         if len(found) == batches or size > 1e8:
             return found, False
-        images = batch[0] if isinstance(batch, (list, tuple)) else batch
         check(isinstance(images, torch.Tensor) and images.dim() == 4 and images.shape[1] == 3 and len(images) > 0,
               f"A batch is a {type(images).__name__} of shape {tuple(getattr(images, 'shape', ()))}: the loader must "
-              "give tensors (batch, 3, height, width).")
+              "give tensors (batch, 3, height, width), without labels.")
         check(images.is_floating_point(), f"A batch is {images.dtype}: the loader must give floats in [0, 1].")
         low, high = images.min().item(), images.max().item()
         check(low >= 0 and high <= 1 and (high > 0.05 or len(images) < 8),
@@ -255,11 +252,9 @@ def fingerprints(loader, batches):
 
 
 def order(loader):
-    """The indices of one epoch of a DataLoader that has some, else none."""
-    known = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-    batches = itertools.islice(loader.batch_sampler or loader.sampler, len(loader)) if known else ()
-    return [index for batch in batches if loader.batch_sampler or isinstance(batch, torch.Tensor)
-            for index in (batch.flatten().tolist() if isinstance(batch, torch.Tensor) else batch)]
+    """The indices of one epoch."""
+    batches = itertools.islice(loader.batch_sampler or loader.sampler, len(loader))  # lists, or tensors on a device
+    return [index for batch in batches for index in torch.as_tensor(batch).flatten().tolist()]
 
 
 def check_shuffled(loader, length, read):
@@ -279,12 +274,11 @@ def check_complete(loader, length, read, whole, batch_size):
     """An epoch must show each image once; at most the last, incomplete batch may be dropped."""
     size, total = len(read[0]), sum(map(len, read))
     check(all(len(batch) == size for batch in read[:-1]), "The batches of an epoch differ in size: only the last may.")
-    counted = hasattr(getattr(loader, "dataset", None), "__len__")
-    most = len(loader.dataset) if counted else total + size - 1
-    expected = min(batch_size or getattr(loader, "batch_size", None) or size, most if counted or length > 1 else size)
+    most = len(loader.dataset)
+    expected = min(batch_size or loader.batch_size or size, most)
     check(size == expected,
           f"A batch has {size} images and not {expected}: does the loader use batch_size, does collate_fn keep all?")
-    check(not counted or most - size < length * size < most + size and (not whole or most - size < total <= most),
+    check(most - size < length * size < most + size and (not whole or most - size < total <= most),
           f"An epoch has {length} batches of {size} for {most} images: drop none but an incomplete last batch.")
     indices = order(loader)
     check(len(set(indices)) == len(indices), "An image comes twice in an epoch: sample without replacement.")
@@ -300,21 +294,29 @@ def check_complete(loader, length, read, whole, batch_size):
 
 
 @inline_test()
-def test_dataloader(loader, batch_size=None):
-    """A loader must give batch_size float images in [0, 1], or (images, labels), each once an epoch, shuffled anew."""
-    generator = getattr(loader, "generator", None)
-    state = generator.get_state() if generator is not None else None
-    try:
-        length = attempt("len(loader)", len, loader)
-        check(length > 0, "The loader has no batch: is the folder empty, or batch_size larger than the data set?")
-        read, whole = fingerprints(loader, length + 1)
-        check(len(read) == length if whole else len(read) <= length,
-              f"len(loader) is {length}, but an epoch has {len(read)} batches{'' if whole else ' or more'}.")
-        check_complete(loader, length, read, whole, batch_size)
-        check_shuffled(loader, length, read)
-    finally:
-        if state is not None:
-            generator.set_state(state)
+def test_dataloader(loaders, batch_size=None):
+    """Two DataLoaders of float images in [0, 1], to train on and held out; the first gives each once, shuffled anew."""
+    check(isinstance(loaders, (list, tuple)) and len(loaders) == 2 and all(isinstance(x, DataLoader) for x in loaders),
+          "get_dataloader must return two DataLoaders: of the faces to train on and of the faces held out.")
+    for loader in loaders:
+        first = None
+        with suppress(Exception):
+            first = loader.collate_fn(loader.dataset[:1])
+        check(isinstance(first, torch.Tensor) and first.dim() == 4,
+              "This notebook draws a loader's faces in order by collate_fn(dataset[:count]): let dataset be a list of "
+              "indices and collate_fn give the images at them, without labels.")
+    loader = loaders[0]
+    check(loader.generator is not None,
+          "Give the loader a generator=torch.Generator(): by its state a stopped run goes on in the same order.")
+    state = loader.generator.get_state()
+    length = attempt("len(loader)", len, loader)
+    check(length > 0, "The loader has no batch: is the folder empty, or batch_size larger than the data set?")
+    read, whole = fingerprints(loader, length + 1)
+    check(len(read) == length if whole else len(read) <= length,
+          f"len(loader) is {length}, but an epoch has {len(read)} batches{'' if whole else ' or more'}.")
+    check_complete(loader, length, read, whole, batch_size)
+    check_shuffled(loader, length, read)
+    loader.generator.set_state(state)
 
 
 def parameters_of(network):
@@ -367,9 +369,8 @@ def test_training_steps(discriminator_step, generator_step, Discriminator, Gener
                       (), "one number: the loss")
 
     # From here on with two small networks whose right answer is known. This D sees the mean of each channel; real
-    # images are bright in the first and fakes in the second, so that each weight tells of one kind of image. Its
-    # logits start between 0 and 1, for least squares to move them as well. A weight moves by some 0.03, or by 0.0001
-    # from noise alone.
+    # images are bright in the first and fakes in the second: each weight tells of one kind of image. Its logits start
+    # between 0 and 1, for least squares to move them as well. A weight moves by some 0.03, from noise by 0.0001.
     D = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1))
     G = nn.Sequential(nn.Linear(100, 3 * 32 * 32), nn.Unflatten(1, (3, 32, 32)), nn.Tanh())
     start = torch.tensor([0.1, 0.5, 0.0])

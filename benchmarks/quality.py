@@ -42,7 +42,8 @@ def with_change(text):
 def play(recipe, seed, images, data_dir, run):
     """Train with a recipe, a dict of parameters, on that many images, as whole epochs, in the folder run.
 
-    Returns rows of what was measured. A row is a dict of epoch, images, seconds of training and the distance swd. What the folder has is not done again."""
+    Returns rows of what was measured, dicts of epoch, images, seconds of training and the distance swd. What the folder
+    has is not done again."""
     resume = (Path(run) / "checkpoint.pt").exists()
     run, device = runs.start_run(run, resume), runs.choose_device()
     speed.keep_freed_memory()

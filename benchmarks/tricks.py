@@ -95,7 +95,8 @@ def main():
     Path(options.keep).mkdir(parents=True, exist_ok=True)
     files.write(Path(options.keep) / "tricks.md", text.encode())
     strips = {name: helpers.load_generator(output / f"{name.replace(' ', '-')}-0")(12) for name in results}
-    files.save_figure(Path(options.keep) / "tricks.png", helpers.show_rows(strips, columns=12))
+    picture = helpers.show_rows(strips, columns=12, title="The same z, each recipe's first seed")
+    files.save_figure(Path(options.keep) / "tricks.png", picture)
     print(text)
 
 

@@ -10,12 +10,19 @@ from urllib.request import Request, urlopen
 
 import filelock
 
+from . import ranks
+
 
 @contextlib.contextmanager
 def whole_file(path):
     """A binary file to write; it appears at path complete and on disk, or not at all. path has one writer at a time.
 
-    Raises OSError with one sentence if it cannot be written; the previous file is then unchanged."""
+    Of several ranks rank 0 alone writes. Raises OSError with one sentence if it cannot; the previous file is then
+    unchanged."""
+    if ranks.rank:
+        with open(os.devnull, "wb") as nothing:
+            yield nothing
+        return
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
     try:

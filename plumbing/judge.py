@@ -1,8 +1,10 @@
 """Judging faces, uint8 (count, height, width, 3): what the eye sees, as numbers, and what a generator can redraw."""
 import copy
+from http.client import HTTPException
 
 import numpy as np
 import torch
+from torch.utils.data import Subset
 
 import helpers
 
@@ -42,21 +44,80 @@ def spoilt(images):
     return {name: copy.round().clip(0, 255).astype(np.uint8) for name, copy in copies.items()}
 
 
-def redraw(network, targets, z_size, steps=120):
-    """The images of network nearest to targets that a descent on z, uniform in [-1, 1], finds (Webster et al. 2019).
+def inception_distances(a, b, device="cpu", **options):
+    """{"fid": ..., "kid": ...} between two sets of images, by the package torch-fidelity.
+
+    Fréchet (Heusel et al. 2017, eq. 6) and kernel distance (Bińkowski et al. 2018), 0 is equal, of what an Inception
+    network trained on ImageNet sees. torch-fidelity scales the images to 299x299 as the first implementation does, and
+    downloads the network once; options go to its calculate_metrics. Raises OSError if the download fails."""
+    from torch_fidelity import calculate_metrics
+    inputs = [Subset(torch.from_numpy(images).permute(0, 3, 1, 2), range(len(images))) for images in (a, b)]
+    subset = min(1000, len(a), len(b))
+    try:
+        found = calculate_metrics(input1=inputs[0], input2=inputs[1], fid=True, kid=True, kid_subset_size=subset,
+                                  cuda=torch.device(device).type == "cuda", cache=False, save_cpu_ram=True,
+                                  verbose=False, **options)
+    except (OSError, HTTPException) as error:
+        raise OSError(f"FID and KID need a network that could not be downloaded ({' '.join(str(error).split())}); set "
+                      "fid to false; with resume true nothing is trained again.") from error
+    return {"fid": found["frechet_inception_distance"], "kid": found["kernel_inception_distance_mean"]}
+
+
+def as_input(images, device):
+    """Images as a discriminator takes them: float (count, 3, height, width) in [-1, 1] on device."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+
+
+def logits(D, images):
+    """What D answers to each of images by itself, in eval mode: an array (count,), above 0 for real."""
+    D = copy.deepcopy(D).eval()
+    device = next(D.parameters()).device
+    with torch.no_grad():
+        return np.concatenate([D(as_input(part, device)).flatten().cpu().numpy()
+                               for part in np.array_split(images, -(-len(images) // 256))])
+
+
+def redraw(network, targets, z_size, steps=120, limit=1.0):
+    """The images of network nearest to targets that a descent on z in [-limit, limit] finds (Webster et al. 2019).
 
     network takes z (count, z_size) to images in [-1, 1]; its weights stay as they are."""
     network = copy.deepcopy(network).requires_grad_(False)
     device = next(network.parameters()).device
-    wanted = torch.from_numpy(targets).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+    wanted = as_input(targets, device)
     z = torch.zeros(len(targets), z_size, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([z], lr=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
         (network(z) - wanted).square().sum().backward()
         optimizer.step()
-        z.data.clamp_(-1, 1)
+        z.data.clamp_(-limit, limit)
     return helpers.to_uint8(network(z))
+
+
+def recovery(network, sets, z_size):
+    """How well network redraws each of sets, {name: images}: printed, and returned as {"recovery_" and name: mean rms}."""
+    found = {}
+    for name, targets in sets.items():
+        errors = helpers.rms(targets, redraw(network, targets, z_size))
+        found[f"recovery_{name.replace(' ', '_')}"] = float(errors.mean())
+        print(f"{name}: redrawn to within {errors.mean():.3f}, standard error {errors.std() / len(errors) ** 0.5:.3f}")
+    return found
+
+
+def descent(network, targets, z_size):
+    """Rows of images on the way of redraw to targets, {steps, range of z and mean rms that is left: images}."""
+    rows = {}
+    for steps, limit in ((5, 1), (20, 1), (120, 1), (120, 2)):
+        images = redraw(network, targets, z_size, steps, limit)
+        rows[f"{steps} steps, z within {limit}: {helpers.rms(targets, images).mean():.3f}"] = images
+    return rows
+
+
+def most_and_least(sets, values):
+    """Rows of the eight images of each of sets, {name: images}, with the largest and the smallest of its values."""
+    order = {name: values[name].argsort() for name in sets}
+    return {f"{name}, {end}": images[order[name][part]] for name, images in sets.items()
+            for end, part in (("most", slice(None, -9, -1)), ("least", slice(8)))}
 
 
 def smoothness(images):

@@ -9,12 +9,14 @@ import threading
 import zlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import numpy as np
 import torch
 import torchvision
 
+from . import ranks
 from .files import whole_file
 
 COLUMNS = ("g_loss", "d_loss", "real_accuracy", "fake_accuracy")  # of a record, one a step
@@ -35,14 +37,15 @@ def choose_device(name="auto"):
 
 
 def device_name(device):
-    """The name that the maker gave this device."""
+    """The name that the maker gave this device, and how many ranks have one."""
+    several = f", {ranks.count} ranks" if ranks.count > 1 else ""
     if device.type in ("cuda", "xpu"):
-        return torch.get_device_module(device).get_device_name(device)
+        return torch.get_device_module(device).get_device_name(device) + several
     with contextlib.suppress(OSError):
         for line in open("/proc/cpuinfo"):
             if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+                return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads{several}"
+    return f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads{several}"
 
 
 def versions():
@@ -54,15 +57,17 @@ def versions():
 def start_run(output_dir, resume):
     """The folder output_dir as a Path, made and locked for this process until it ends.
 
-    A run that is already there is moved aside (to output_dir-1, -2, ...), unless resume goes on with it. Raises
-    ValueError if another process runs in it and OSError if it cannot be made."""
+    A run that is already there is moved aside (to output_dir-1, -2, ...), unless resume goes on with it. If resume finds
+    none, it prints a line. Raises ValueError if another process runs in it and OSError if it cannot be made."""
     run = Path(output_dir).expanduser()
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(run.with_name(f".{run.name}.lock"), is_singleton=True, timeout=0)
         lock.acquire()
         LOCKS.append(lock)
-        if not resume and (run / "checkpoint.pt").exists():
+        if resume and not (run / "checkpoint.pt").exists():
+            print(f"There is no checkpoint in {run} to go on from: the run starts.")
+        elif not resume and (run / "checkpoint.pt").exists():
             aside = next(p for n in itertools.count(1) if not (p := run.with_name(f"{run.name}-{n}")).exists())
             run.rename(aside)
             print(f"The run that was in {run} is now in {aside}.")
@@ -80,7 +85,8 @@ def start_run(output_dir, resume):
 def interruptible():
     """Inside, the first interrupt (the notebook's stop button, Ctrl-C) sets the yielded event and lets the step end.
 
-    A second one interrupts at once, as anywhere else."""
+    With several ranks the event is set if it is on any, and all ask it equally often. A second interrupt interrupts at
+    once, as anywhere else."""
     stop, usual = threading.Event(), signal.getsignal(signal.SIGINT)
 
     def remember(number, frame):
@@ -91,7 +97,7 @@ def interruptible():
     if mine:
         signal.signal(signal.SIGINT, remember)
     try:
-        yield stop
+        yield SimpleNamespace(is_set=lambda: ranks.anywhere(stop.is_set()))
     finally:
         if mine:
             signal.signal(signal.SIGINT, usual)
@@ -103,15 +109,16 @@ def which(device):
 
 
 def random_state(device):
-    """The state of torch's generators on the CPU and on device."""
+    """The states of torch's generators on the CPU and on device: a list of one dict a rank."""
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         state[device.type] = torch.get_device_module(device).get_rng_state(*which(device))
-    return state
+    return ranks.gather(state)
 
 
-def set_random_state(state, device):
-    """Put torch's generators back into a random_state."""
+def set_random_state(states, device):
+    """Put torch's generators back into this rank's of the states that random_state gives."""
+    state = states[ranks.rank]
     torch.set_rng_state(state["cpu"])
     if device.type in state and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(state[device.type], *which(device))
@@ -125,8 +132,8 @@ class State:
     data: str  # the fingerprint of the training faces
     fixed_z: torch.Tensor
     order: torch.Tensor  # the state of the loader's generator before the epoch in progress
-    random: dict  # the random_state after the last step
-    records: list = field(default_factory=list)  # one row of COLUMNS a step
+    random: list  # the random_state after the last step
+    records: list = field(default_factory=list)  # one row of COLUMNS a batch: a step has one for each rank
     samples: list = field(default_factory=list)  # one uint8 array (count, height, width, 3) an epoch
     seconds: list = field(default_factory=list)  # of training, an epoch or a part of one each
     distances: list = field(default_factory=list)  # of [G, its average] to faces held out, after each epoch
@@ -159,7 +166,7 @@ def read_checkpoint(path, parts, wanted):
         settings = {"data": kept["data"], **kept["parameters"]}
         assert kept.keys() >= {field.name for field in fields(State)}
     except FileNotFoundError:
-        raise ValueError(f"there is no {path} to go on from; {otherwise}.") from None
+        raise ValueError(f"{path} does not exist; {otherwise}.") from None
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} is not a checkpoint of this notebook, or is damaged; move it away and "
                          f"{otherwise}.") from error
@@ -179,10 +186,16 @@ def read_checkpoint(path, parts, wanted):
 
 
 def load_checkpoint(path, state):
-    """Put the checkpoint at path into state. Raises ValueError as read_checkpoint does."""
+    """Put the checkpoint at path into state. Raises ValueError as read_checkpoint does.
+
+    Another number of ranks goes on as well, each rank that is new with its own random numbers, and a line says so."""
     kept = read_checkpoint(path, state.parts, {**state.parameters, "data": state.data})
-    for name in ("records", "seconds", "distances", "order", "random"):
+    for name in ("records", "seconds", "distances", "order"):
         setattr(state, name, kept[name])
+    random = kept["random"] if isinstance(kept["random"], list) else [kept["random"]]  # a dict before there were ranks
+    if len(random) != ranks.count:
+        print(f"{path} is of {len(random)} ranks; going on with {ranks.count} will not be bit for bit the same run.")
+    state.random = (random + state.random[len(random):])[:ranks.count]
     state.samples = [sample.numpy() for sample in kept["samples"]]
     state.fixed_z = kept["fixed_z"].to(state.fixed_z.device)
 
@@ -193,14 +206,25 @@ def load_networks(folder, parts, parameters):
     read_checkpoint(Path(folder).expanduser() / "checkpoint.pt", parts, shape)
 
 
-def collect(recent, records, path):
-    """Move the rows in recent (tensors on the device) to the end of records (lists of float), in one transfer.
+def take_up(path, state, resume, start_from):
+    """Put into state what the run begins with: the checkpoint at path if resume finds one, else the networks that the
+    run in the folder start_from has reached, if it is not "". Raises ValueError as read_checkpoint does."""
+    if resume and Path(path).exists():
+        load_checkpoint(path, state)
+    elif start_from:
+        load_networks(start_from, {name: state.parts[name] for name in ("D", "G", "G_average")}, state.parameters)
 
-    Returns the last as {column: value}. Raises FloatingPointError if one is NaN or infinite: from there the networks
-    are lost, the checkpoint at path is not."""
-    rows = torch.stack(recent).tolist() if recent else []
+
+def collect(recent, records, path, per_epoch=None):
+    """Move the rows in recent (tensors on the device) of all ranks to the end of records (lists of float), in one go.
+
+    recent is of one epoch, in which only per_epoch rows count: in its last step two ranks may play one batch. Returns
+    the last as {column: value}. Raises FloatingPointError if one is NaN or infinite: from there the networks are lost,
+    the checkpoint at path is not."""
+    rows = ranks.gather(torch.stack(recent).tolist() if recent else [])
     recent.clear()
-    for row in rows:
+    left = per_epoch and per_epoch - len(records) % per_epoch
+    for row in itertools.islice(itertools.chain(*zip(*rows, strict=True)), left):
         if not all(map(math.isfinite, row)):
             last = ", ".join(f"{value:.3g}" for value in records[-1][:2]) if records else "none"
             raise FloatingPointError(
@@ -247,3 +271,13 @@ def by_epoch(state, per_epoch):
     """One dict an epoch: the means of its columns, and the distances of G and of its average after it."""
     return [means(state.records[epoch * per_epoch:(epoch + 1) * per_epoch]) | {"swd_of_G": of_G, "swd": of_average}
             for epoch, (of_G, of_average) in enumerate(state.distances)]
+
+
+def report(state, device, precision, per_epoch):
+    """What metrics.json says of a run but for its measures: how it was made, its speed, its losses and accuracies, means
+    over the last tenth of the steps, and each epoch's."""
+    steps, batch_size, seconds = len(state.records), state.parameters["batch_size"], sum(state.seconds)
+    return {"parameters": state.parameters, "versions": versions(), "device": str(device), "precision": precision,
+            "device_name": device_name(device), "steps": steps, "train_seconds": seconds,
+            "images_per_second": steps * batch_size / seconds, **means(state.records[-max(1, steps // 10):]),
+            "epochs": by_epoch(state, per_epoch)}

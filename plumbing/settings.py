@@ -91,13 +91,18 @@ def check(namespace):
     return checked
 
 
+def holds_run(folder):
+    """Whether folder holds a run to go on from."""
+    return os.path.exists(Path(folder).expanduser() / "checkpoint.pt")  # Path.exists raises if the name is too long
+
+
 def conflicts(checked):
     """One sentence for each parameter that is right by itself but cannot be met here."""
     if checked["fid"] and not importlib.util.find_spec("torch_fidelity"):
         yield "fid is true and needs a package: pip install torch-fidelity, or set fid to false."
-    if checked["start_from"] and not checked["resume"]:
+    if checked["start_from"] and not (checked["resume"] and holds_run(checked["output_dir"])):
         start, output = (Path(checked[name]).expanduser() for name in ("start_from", "output_dir"))
-        if not os.path.exists(start / "checkpoint.pt"):  # Path.exists raises if the name is too long
+        if not holds_run(start):
             yield (f"start_from is {checked['start_from']!r}, which does not hold a checkpoint.pt; give the folder of a "
                    "run, or \"\".")
         elif start.resolve() == output.resolve():

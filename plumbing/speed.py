@@ -2,9 +2,11 @@
 import contextlib
 import ctypes
 import itertools
+import os
 import time
 import types
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
@@ -19,6 +21,27 @@ def keep_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 32 * 2**20)   # M_MMAP_THRESHOLD, at its largest
         mallopt(-1, 2**31 - 1)    # M_TRIM_THRESHOLD
+
+
+def warn_if_crowded(device):
+    """Print a line if other programs leave fewer cores free than torch has threads, which then wait for one another.
+
+    It looks for a fifth of a second, in which this process sleeps. Load averages would tell of runs that have ended."""
+    if device.type != "cpu":
+        return
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    shares = psutil.cpu_percent(interval=0.2, percpu=True)
+    taken = round(sum(shares[core] for core in cores if core < len(shares)) / 100)
+    threads, free = torch.get_num_threads(), len(cores) - taken
+    if threads > max(1, free):
+        print(f"{threads} threads are asked for and {free} of {len(cores)} cores are free: threads that wait for one "
+              f"another are slower than fewer threads; start each run with OMP_NUM_THREADS={max(1, free)}.")
+
+
+def prepare(device):
+    """What this process does once before it trains on device: warn_if_crowded and keep_freed_memory."""
+    warn_if_crowded(device)
+    keep_freed_memory()
 
 
 def speed_up(device, dtype=torch.bfloat16):
@@ -123,7 +146,7 @@ def small_deconv(x, weight):
 def small_as_products(network):
     """Let the convolutions of network between 4x4 and 2x2 pixels compute as matrix products; returns network.
 
-    The result is the same up to rounding. Where weights are many and pixels few, a processor's convolution is slow:
+    The result is the same up to rounding. If weights are many and pixels few, a processor's convolution is slow:
     with AVX-512, ONEDNN_VERBOSE=1 shows 80 to 100 GFLOP/s there and about 200 in the other large layers."""
     def forward(self, x):
         if isinstance(self, torch.nn.Conv2d):

@@ -36,6 +36,16 @@ def encoded(format="PNG", image=None, **options):
     return file.getvalue()
 
 
+class Calls:
+    """Pickles into a call of function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
 def make_faces(folder, count=46, seed=0):
     """count images, seven in eight of them to train on, like faces in size and in having a light oval on a darker ground."""
     folder.mkdir(parents=True)

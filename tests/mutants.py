@@ -2,9 +2,10 @@
 
 A row of MUTANTS is a title, that part, and the right code with the wrong code in its place; one of REJECTED is a title,
 what makes the arguments of the test, and that part."""
+import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from variants import (OWN_IMAGES, Own, Upsampling, labelled_loader, patient_discriminator_step, plain_discriminator,
+from torch.utils.data import DataLoader, TensorDataset
+from variants import (OWN_IMAGES, Upsampling, loaders, patient_discriminator_step, plain_discriminator,
                       textbook_discriminator_step, textbook_generator_step)
 
 D_END, G_END = "return FC(x.flatten(start_dim=1))", "return torch.tanh(last(x))"
@@ -145,11 +146,11 @@ MUTANTS = {
          "sampler=torch.randperm(len(train)).tolist()"),
         ("The loader shuffles inside batches only", "same order in every epoch",
          "shuffle=True, drop_last=True, generator=order, collate_fn=batch",
-         "drop_last=True, collate_fn=lambda indices: batch(indices)[torch.randperm(16)]"),
+         "drop_last=True, generator=order, collate_fn=lambda indices: batch(indices)[torch.randperm(len(indices))]"),
         ("The loader draws with replacement", "without replacement", "shuffle=True",
          "sampler=torch.utils.data.RandomSampler(train, True)"),
         ("collate_fn draws with replacement", "again while others are left out", "images[indices]",
-         "images[indices[torch.randint(16, (16,))]]"),
+         "images[indices[torch.randint(len(indices), (len(indices),))]]"),
         ("The loader leaves out a half", "drop none but", "shuffle=True",
          "sampler=torch.utils.data.RandomSampler(train, num_samples=65)"),
         ("collate_fn drops an image", "A batch has 15 images and not 16", "images[indices]", "images[indices[1:]]"),
@@ -227,6 +228,21 @@ class Silent(Unfinished):
         self.first = nn.Linear(3, 3)
 
 
+class Sampler:
+    """203 indices, but not in every epoch, or not as many as it says."""
+
+    def __init__(self, length=203, epochs=99):
+        self.length, self.epochs = length, epochs
+
+    def __iter__(self):
+        self.epochs -= 1
+        return iter(torch.randperm(203).tolist() if self.epochs >= 0 else [])
+
+    def __len__(self):
+        return self.length
+
+
+LABELLED = TensorDataset(OWN_IMAGES, torch.zeros(203))
 STEPS = textbook_discriminator_step, textbook_generator_step
 REJECTED = {
     "test_discriminator": {
@@ -238,16 +254,21 @@ REJECTED = {
     "test_losses": {"unfinished": (lambda: (lambda out, smooth=False: None, lambda out: None), "is not one number"),
                     "none": (lambda: (None, None), "Reading the arguments of real_loss fails with TypeError")},
     "test_dataloader": {
-        "with replacement": (lambda: (Own(OWN_IMAGES, replacement=True),), "again while others are left out"),
-        "one epoch only": (lambda: (Own(OWN_IMAGES, epochs=1),), "nothing in its second epoch"),
-        "wrong length": (lambda: (Own(OWN_IMAGES, length=30),), "len(loader) is 30, but an epoch has 20 batches"),
-        "empty": (lambda: (DataLoader([], 4),), "has no batch"),
-        "no length": (lambda: (iter([OWN_IMAGES[:10]]),), "len(loader) fails with TypeError"),
-        "odd batches": (lambda: ([OWN_IMAGES[:10], OWN_IMAGES[10:16], OWN_IMAGES[16:26]],), "differ in size"),
-        "lists": (lambda: ([[[0.0, 1.0]]],), "A batch is a list"),
-        "another batch_size": (lambda: (labelled_loader(), 32), "A batch has 16 images and not 32"),
-        "own, another batch_size": (lambda: (Own(OWN_IMAGES), 16), "A batch has 10 images and not 16"),
-        "too large a batch": (lambda: (labelled_loader(20, batch_size=64), 16), "A batch has 20 images and not 16")},
+        "one loader": (lambda: (loaders(OWN_IMAGES)[0], 16), "must return two DataLoaders"),
+        "no loader": (lambda: ([OWN_IMAGES, OWN_IMAGES], 16), "must return two DataLoaders"),
+        "labels": (lambda: ((DataLoader(LABELLED, 16, True),) * 2, 16), "give the images at them, without labels"),
+        "a list with labels": (lambda: ((DataLoader([*LABELLED], 16, True),) * 2, 16), "let dataset be a list of"),
+        "faces held out without an order": (
+            lambda: ((loaders(OWN_IMAGES)[0], DataLoader(LABELLED, 16)), 16), "let dataset be a list of"),
+        "no generator": (lambda: (loaders(OWN_IMAGES, generator=None), 16), "Give the loader a generator"),
+        "one epoch only": (lambda: (loaders(OWN_IMAGES, 10, sampler=Sampler(epochs=1)), 10), "nothing in its second"),
+        "wrong length": (lambda: (loaders(OWN_IMAGES, 10, sampler=Sampler(50)), 10),
+                         "len(loader) is 5, but an epoch has 6 batches or more"),
+        "empty": (lambda: (loaders(OWN_IMAGES[:9], 10, drop_last=True), 10), "has no batch"),
+        "odd batches": (lambda: (loaders(OWN_IMAGES, batch_sampler=[range(10), range(10, 16), range(16, 26)]),),
+                        "differ in size"),
+        "another batch_size": (lambda: (loaders(OWN_IMAGES), 32), "A batch has 16 images and not 32"),
+        "too large a batch": (lambda: (loaders(OWN_IMAGES[:20], 64), 16), "A batch has 20 images and not 16")},
     "test_training_steps": {
         "unfinished D": (lambda: (*STEPS, Unfinished, Upsampling), "The discriminator has no parameters"),
         "unfinished G": (lambda: (*STEPS, plain_discriminator, Unfinished), "The generator has no parameters"),

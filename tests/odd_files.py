@@ -39,7 +39,6 @@ GOOD = archive(*((f"{number}.png", PNG) for number in range(5)))
 PACKED = archive(("1.png", PNG), method=zipfile.ZIP_BZIP2)
 BAD_ARCHIVES = {  # name: (content, what the sentence says)
     "empty": (b"", "cannot be used as a dataset: "),
-    "text": (b"<!DOCTYPE html><html><body>404</body></html>", "cannot be used as a dataset: "),
     "cut-in-half": (GOOD[:len(GOOD) // 2], "cannot be used as a dataset: "),
     "broken-in-the-middle": (GOOD.replace(PNG, PNG[:100] + b"XXXX" + PNG[104:], 3), "Bad CRC-32"),
     "broken-bzip2": (PACKED[:60] + bytes(200) + PACKED[260:], "cannot be unpacked into in/data (Invalid data stream)"),
@@ -49,16 +48,12 @@ BAD_ARCHIVES = {  # name: (content, what the sentence says)
     "system-files-only": (archive((".DS_Store", b""), ("__MACOSX/1.png", PNG)), "it does not hold an image"),
     "bomb": (archive(("1.png", bytes(12 * 10**7)), method=zipfile.ZIP_BZIP2), "it would unpack to "),
     "name-too-long": (archive(("0.png", PNG), ("a" * 300 + ".png", PNG)), "cannot be unpacked into in/data (File name"),
-    "file-and-folder-in-one": (archive(("a.png", PNG), ("a.png/b.png", PNG)), "cannot be unpacked into in/data ("),
 }
 ODD_ARCHIVES = {  # name: (entries, number of images); each has something that must not leave the folder, or is not one
     "dots": ([("../x.png", PNG), ("y.png", PNG)], 2),
-    "dots-inside": ([("a/../../x.png", PNG), ("y.png", PNG)], 2),
-    "dots-and-a-new-line": ([("../x\ny.png", PNG)], 1),
     "absolute": ([("/tmp/x.png", PNG)], 1),
     "drive": ([("C:\\x.png", PNG)], 1),
     "backslashes": ([("..\\x.png", PNG)], 1),
-    "share": ([("\\\\server\\share\\x.png", PNG)], 1),
     "dots-and-not-an-image": ([("../.bashrc", b""), ("y.png", PNG)], 1),
     "link": ([link("/etc/passwd"), ("y.png", PNG)], 1),
     "one-name-twice": ([("a.png", b"old"), ("a.png", PNG)], 1),
@@ -68,8 +63,6 @@ JUNK = {
     "empty.jpg": b"",
     "text.png": b"<html></html>",
     "truncated.jpg": encoded("JPEG")[:600],
-    "truncated.png": PNG[:len(PNG) // 2],
-    "truncated.tiff": encoded("TIFF")[:500],
     "not-one-of-the-formats.png": encoded("PPM"),
 }
 if sys.platform == "linux":  # elsewhere no file can have such a name

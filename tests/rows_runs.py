@@ -4,17 +4,7 @@ import os
 import pickle
 
 import torch
-from conftest import encoded
-
-
-class Calls:
-    """Pickles into a call of function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
+from conftest import Calls, encoded
 
 
 def saved(content):

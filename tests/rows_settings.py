@@ -6,7 +6,7 @@ import torch
 SHARE = "a number, at least 0, less than 1", [-0.1, 1, True], {0: 0.0, 0.999: 0.999}
 SWITCH = "true or false", ["perhaps", "", 2, None], {"false": False, "true": True, True: True}
 COUNT = "a whole number, at least 1", [0, True], {1: 1, 1e3: 1000}
-PATHS = ["", " ", "nul\0", "\ud800", 5, None]
+PATHS = ["", " ", "nul\0", 5, None]
 
 PARAMETERS = {
     "dataset": ("a zip file, a folder of images or \"celeba\"", PATHS, {"~/two words.zip": "~/two words.zip"}),
@@ -16,7 +16,7 @@ PARAMETERS = {
                    [3, 64.5, "", "abc", "1e3", "nan", math.nan, math.inf, True, None, [64]],
                    {4: 4, "64": 64, 1e3: 1000}),
     "n_epochs": COUNT, "print_every": COUNT, "z_size": COUNT, "d_conv_dim": COUNT, "g_conv_dim": COUNT,
-    "d_lr": ("a number, more than 0", [0, "-1e-3", "nan", math.inf, 10**400, True, None], {"1e-3": 0.001, 1: 1.0}),
+    "d_lr": ("a number, more than 0", [0, "-1e-3", "nan", math.inf, True, None], {"1e-3": 0.001, 1: 1.0}),
     "g_lr": ("a number, more than 0", [0, True], {1e-9: 1e-9}),
     "lr_decay": ("a whole number, at least 0", [-1, False], {0: 0}),
     "beta1": SHARE, "beta2": SHARE, "label_smoothing": SHARE, "ema_decay": SHARE,

@@ -1,10 +1,11 @@
 """What is wrong with the outputs that a notebook carries, beyond what nbval compares."""
 import base64
 import io
+import json
 import re
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from plumbing import judge
 
@@ -23,9 +24,19 @@ def texts(cell):
     return "".join(output.get("text", "") + output.get("data", {}).get("text/markdown", "") for output in cell.outputs)
 
 
-def faults(cells, metrics):
-    """Sentences: which stored outputs of cells (a notebook's code cells) contradict metrics, or show nothing."""
-    said, found = "".join(map(texts, cells)), []
+def alike(a, b):
+    """The correlation of two pictures without their margins, at 160x160 pixels."""
+    small = []
+    for picture in map(Image.fromarray, (a, b)):
+        ink = ImageChops.invert(picture).point(lambda value: 255 * (value > 64)).getbbox()
+        small.append(np.asarray(picture.crop(ink).resize((160, 160), Image.Resampling.BOX), np.float64).ravel())
+    return np.corrcoef(small)[0, 1]
+
+
+def faults(cells, folder):
+    """Sentences: which stored outputs of cells (a notebook's code cells) show nothing, or are not those of the run
+    whose metrics.json and pictures are in folder."""
+    metrics, said, found = json.loads((folder / "metrics.json").read_text()), "".join(map(texts, cells)), []
     lines = [tuple(map(float, match)) for match in EPOCH.findall(said)]
     expected = [tuple(float(f"{value:{form}}") for value, form in (
         (number, ".0f"), (e["d_loss"], ".3f"), (e["g_loss"], ".3f"), (100 * e["real_accuracy"], ".0f"),
@@ -42,6 +53,10 @@ def faults(cells, metrics):
     if "DOES NOT HOLD" in said or said.count("holds: ") < 9:
         found.append("a claim does not hold")
     for cell in cells:
+        for name in re.findall(r'save_figure\(run / "(.+?)"', cell.source):
+            kept = np.asarray(Image.open(folder / name).convert("RGB"))
+            if not any(alike(picture, kept) > 0.95 for picture in pictures(cell)):
+                found.append(f"{name} is not that of the run")
         if any(judge.smoothness(picture[None]) < 0.5 for picture in pictures(cell)):
             found.append(f"a picture of cell {cell.id} is noise")
     return found

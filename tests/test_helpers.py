@@ -1,4 +1,5 @@
 """helpers.py: pictures, samples, the kept generator and measures."""
+import io
 import json
 import math
 import os
@@ -7,15 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from conftest import encoded, pixels, refused
+from conftest import Calls, encoded, pixels, refused
 from PIL import Image
-from torch_fidelity import register_feature_extractor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 import helpers
 from plumbing import files
@@ -72,10 +70,14 @@ def test_curves_and_histograms():
     assert tops == pytest.approx([2.5, 100])  # 80 values in 40 bins; all in one
 
 
-def test_animation():
-    Path("moving.png").write_bytes(helpers.animation(list(pixels(3, 32, 32, 3))))
-    with Image.open("moving.png") as moving:
-        assert moving.n_frames == 3 and np.array_equal(moving.convert("RGB"), pixels(3, 32, 32, 3)[0])
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_animation(format):
+    moving = Image.open(io.BytesIO(helpers.animation(list(pixels(3, 32, 32, 3)), 80, rest=4, format=format)))
+    assert moving.format == format and moving.n_frames == 3 and moving.info["loop"] == 0
+    for number, duration in enumerate((80, 80, 320)):
+        moving.seek(number)
+        assert np.array_equal(moving.convert("RGB"), pixels(3, 32, 32, 3)[number])
+        assert moving.info["duration"] == duration
 
 
 def test_live_figures_take_one_place(monkeypatch):
@@ -108,16 +110,6 @@ def test_samples_of_either_numpy_come_back():
     for core in (b"numpy.core", b"numpy._core"):
         Path("samples.pkl").write_bytes(content.replace(b"numpy._core", core))
         assert all(map(np.array_equal, helpers.load_samples("samples.pkl"), samples))
-
-
-class Calls:
-    """Pickles into a call of function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.mark.parametrize("content", [
@@ -171,6 +163,35 @@ def test_a_generator_with_other_layers_is_refused(change):
         refused(lambda: helpers.load_generator("."), ". holds a generator with other layers than this notebook's")
     else:
         assert helpers.load_generator(".")(3).shape == (3, 32, 32, 3)
+
+
+def test_faces_of_a_z_that_is_given():
+    torch.manual_seed(0)
+    keep(NOTEBOOK.Generator(20, 4).eval())
+    sample = helpers.load_generator(".")
+    z = 2 * torch.rand(5, 20, generator=torch.Generator().manual_seed(3)) - 1
+    for given in (z, z.numpy(), z.double().numpy(), z.tolist(), z.clone().requires_grad_()):
+        assert np.array_equal(sample(z=given), sample(5, seed=3))
+    assert np.array_equal(sample(z=z, truncation=0.5), sample(5, seed=3, truncation=0.5))
+    assert not np.array_equal(sample(z=-z), sample(z=z)) and np.array_equal(sample(), sample(64, seed=0))
+    for wrong in (z[0], z[:, :19], z[None], 0.5):
+        refused(lambda: sample(z=wrong), f"z must have the shape (count, 20), not {tuple(np.shape(wrong))}")
+
+
+def test_directions():
+    refused(lambda: helpers.directions("."), ". does not hold a generator of this notebook")
+    torch.manual_seed(0)
+    G = NOTEBOOK.Generator(20, 4)
+    axes, wanted = torch.linalg.qr(torch.randn(20, 20))[0].T, torch.tensor([9.0, 8, 7, 6, 5, 4, 3, 2] + [1] * 12)
+    G.FC.weight.data = torch.linalg.qr(torch.randn(G.FC.out_features, 20))[0] * wanted @ axes  # singular values: wanted
+    keep(G)
+    found = helpers.directions(".")
+    assert found.dtype == torch.float32 and found.shape == (8, 20)
+    largest = axes[:8].gather(1, axes[:8].abs().argmax(1, keepdim=True))
+    assert torch.allclose(found, axes[:8] * largest.sign(), atol=1e-5)
+    assert (found.max(1).values >= -found.min(1).values).all()
+    assert torch.equal(helpers.directions(".", 3), found[:3]) and len(helpers.directions(".", 99)) == 20
+    assert torch.allclose((G.FC.weight @ found.T).norm(dim=0), wanted[:8])  # what a step does to the first layer
 
 
 def test_helpers_are_enough_to_draw_faces():
@@ -242,42 +263,3 @@ def test_pairs():
     assert (distances < radius).sum() == 0 and (distances <= radius).sum() == 1  # 1 in 10,000 of 19,900
     images[77], images[5] = images[30], np.clip(images[6].astype(int) + 1, 0, 255)
     assert helpers.closest_pairs(images, 2).T.tolist() == [[30, 77], [5, 6]]
-
-
-class Pixels(FeatureExtractorBase):
-    """Two numbers an image in place of Inception's: its mean brightness, and that of its upper left pixel."""
-
-    seen = []
-
-    def __init__(self, name, features_list, **options):
-        super().__init__(name, features_list)
-
-    @staticmethod
-    def get_provided_features_list():
-        return "2",
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric):
-        return "2"
-
-    def forward(self, images):
-        self.seen.append(images)
-        x = images.double() / 255
-        return torch.stack([x.mean((1, 2, 3)), x[:, :, 0, 0].mean(1)], dim=1),
-
-
-def test_inception_distances_through_another_extractor():
-    a = np.random.default_rng(0).integers(0, 200, (300, 8, 8, 3), np.uint8)
-    register_feature_extractor("pixels", Pixels)
-    same = helpers.inception_distances(a, a, feature_extractor="pixels")
-    assert same["fid"] == pytest.approx(0, abs=1e-6) and same["kid"] == pytest.approx(0, abs=1e-3)
-    brighter = helpers.inception_distances(a, a + 51, feature_extractor="pixels")
-    assert brighter["fid"] == pytest.approx(2 * 0.2**2, rel=1e-3)  # same covariance: the distance of the means, squared
-    assert Pixels.seen[0].dtype == torch.uint8 and Pixels.seen[0].shape[1:] == (3, 8, 8)
-    assert torch.equal(Pixels.seen[0][:5].permute(0, 2, 3, 1), torch.from_numpy(a[:5]))
-
-
-def test_inception_distances_without_their_network(monkeypatch):
-    monkeypatch.setattr("torch_fidelity.calculate_metrics", mock.Mock(side_effect=URLError("no route")))
-    a = np.zeros((4, 8, 8, 3), np.uint8)
-    refused(lambda: helpers.inception_distances(a, a), "FID and KID need a network that could not be downloaded", "no route")

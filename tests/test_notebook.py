@@ -4,6 +4,7 @@ What its cells print is compared by nbval, which pytest runs on face_generation.
 import ast
 import contextlib
 import json
+import random
 import re
 import shlex
 import shutil
@@ -67,13 +68,20 @@ def test_notebook_keeps_its_size():
     assert 60 <= len(cells()) + len(cells("markdown")) <= 90
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").iterdir()), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_hold_right_parameters(recipe):
     changes = yaml.safe_load(recipe.read_text())
     assert set(changes) <= set(DEFAULTS)
-    if changes.pop("start_from", None):  # its checkpoint is not here
-        changes["resume"] = True
+    changes.pop("start_from", None)  # its checkpoint is not here
     assert settings.check(DEFAULTS | changes) == DEFAULTS | changes
+
+
+def test_the_recipe_of_the_kept_generator_is_its_own():
+    """A default that changes must not change the recipe, which names what differs from the defaults."""
+    made_with = json.loads((ROOT / "assets" / "generator.json").read_text())["run"]["parameters"]
+    recipe = DEFAULTS | yaml.safe_load((ROOT / "recipes" / "kept_stage2.yaml").read_text())
+    recipe["start_from"] = recipe["start_from"].split("/")[-1]  # as tools.keep_generator keeps it
+    assert {name: recipe[name] for name in made_with} == made_with
 
 
 def test_readme_commands_are_the_ones_ci_runs():
@@ -84,7 +92,7 @@ def test_readme_commands_are_the_ones_ci_runs():
 
 
 def test_links_lead_somewhere():
-    pages = [ROOT / name for name in ("README.md", "benchmarks/README.md", "assets/model_card.md")]
+    pages = [ROOT / name for name in ("README.md", "benchmarks/README.md", "recipes/README.md", "assets/model_card.md")]
     texts = {page: page.read_text() for page in pages} | {NOTEBOOK: "".join(cell.source for cell in cells("markdown"))}
     for page, text in texts.items():
         for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -129,29 +137,56 @@ def error_in(said):
     return [line for line in said.splitlines() if re.match(r"\w*Error: ", line)][-1]
 
 
-def test_run_resumed_equals_run_uninterrupted(project):
-    status, said = run(project, n_epochs=1, output_dir="runs/parts")
+def kill(process):
+    """Kill papermill and its kernel at once."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended
+        papermill = psutil.Process(process.pid)
+        papermill.suspend()
+        for one in [*papermill.children(recursive=True), papermill]:
+            one.kill()
+    process.communicate()
+
+
+def epochs_in(folder):
+    """How many epochs the checkpoint in folder holds, which must be whole; 0 if there is none."""
+    path = folder / "checkpoint.pt"
+    return len(torch.load(path, weights_only=True)["samples"]) if path.exists() else 0
+
+
+def test_one_line_given_again_until_the_run_has_ended(project):
+    whole, again = (project / "runs" / name for name in ("whole", "again"))
+    status, said = run(project, n_epochs=8, output_dir="runs/whole", resume="false")
     assert status == 0, said
-    metrics = json.loads((project / "runs/parts/metrics.json").read_text())
-    assert metrics["steps"] == 5 and metrics["images"] == 40 and metrics["parameters"]["n_epochs"] == 1
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["steps"] == 40 and metrics["images"] == 40 and metrics["parameters"]["n_epochs"] == 8
     assert {"versions", "device", "precision", "train_seconds", "images_per_second", "d_loss", "g_loss",
             "measures"} <= set(metrics)
-    assert [s.shape for s in helpers.load_samples(project / "runs/parts/train_samples.pkl")] == [(16, 32, 32, 3)]
-    assert helpers.load_generator(project / "runs/parts")(3).shape == (3, 32, 32, 3)
+    assert [s.shape for s in helpers.load_samples(whole / "train_samples.pkl")] == 8 * [(16, 32, 32, 3)]
+    assert helpers.load_generator(whole)(3).shape == (3, 32, 32, 3)
 
-    status, said = run(project, n_epochs=2, output_dir="runs/parts", resume="true")
-    assert status == 0, said
-    status, said = run(project, n_epochs=2, output_dir="runs/whole", resume="false")
-    assert status == 0, said
-    parts, whole = (torch.load(project / "runs" / name / "checkpoint.pt", weights_only=True)
-                    for name in ("parts", "whole"))
-    assert parts["records"] == whole["records"] and len(whole["records"]) == 10
-    for network in ("D", "G", "G_average"):
-        for name, value in whole["parts"][network].items():
-            assert torch.equal(parts["parts"][network][name], value), (network, name)
-    resumed, uninterrupted = (helpers.load_samples(project / "runs" / name / "train_samples.pkl")
-                              for name in ("parts", "whole"))
-    assert len(resumed) == 2 and all(np.array_equal(a, b) for a, b in zip(resumed, uninterrupted, strict=True))
+    moments, kills, notebooks = random.Random(0), [(0, 2.0), (1, 0.3), (8, 2.0)], []
+    while not (again / "metrics.json").exists():
+        process = start(project, n_epochs=8, output_dir="runs/again", resume="true")
+        if kills:
+            epochs, most = kills.pop(0)  # within most seconds after as many epochs
+            while epochs_in(again) < epochs:
+                assert process.poll() is None, end(process)
+                time.sleep(0.02)
+            time.sleep(moments.uniform(0, most))
+            kill(process)
+            assert epochs_in(again) >= epochs and not (again / "metrics.json").exists()
+            notebooks.append((project / "out.ipynb").read_text() if (project / "out.ipynb").exists() else "")
+            complete = (again / "checkpoint.pt").read_bytes() if epochs else b""
+        else:
+            status, said = end(process)
+            assert status == 0, said
+    assert "There is no checkpoint in runs/again to go on from: the run starts." in notebooks[1]
+    assert "to go on from" not in notebooks[2]
+    assert (again / "checkpoint.pt").read_bytes() == complete  # the last time it was measured only
+    found, wanted = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (again, whole))
+    for name in ("parts", "records", "samples", "distances", "fixed_z", "order", "random"):
+        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=0)
+    assert json.loads((again / "metrics.json").read_text())["measures"] == metrics["measures"]
 
 
 @pytest.mark.parametrize("interrupted", ["kernel", "papermill"])
@@ -219,8 +254,8 @@ def test_run_on_odd_images_at_64(project):
     ({"dataset": "broken.zip"}, ["broken.zip cannot be used as a dataset"]),
     ({"batch_size": 64}, ["faces holds 46 images, seven in eight of them to train on: too few for a batch of 64"]),
     ({"device": "xpu"}, ["device is 'xpu', and PyTorch does not find it here"]),
-    ({"resume": True}, ["there is no runs/latest/checkpoint.pt to go on from"]),
-], ids=["parameters", "no dataset", "broken zip", "few images", "no device", "nothing to resume"])
+    ({"resume": True, "start_from": "gone"}, ["start_from is 'gone', which does not hold a checkpoint.pt"]),
+], ids=["parameters", "no dataset", "broken zip", "few images", "no device", "nothing to start from"])
 def test_wrong_input_is_refused_in_a_sentence(project, parameters, sentences):
     (project / "broken.zip").write_bytes(b"PK\x03\x04 and no more")
     status, said = run(project, **parameters)
@@ -229,12 +264,20 @@ def test_wrong_input_is_refused_in_a_sentence(project, parameters, sentences):
     assert not (project / "runs/latest/metrics.json").exists()
 
 
-def test_a_generator_of_ones_own_arrives_at_the_end(project):
+@pytest.mark.parametrize("changes, sentence", [
+    ({"self.FC = nn.Linear(z_size": "self.entry = nn.Linear(z_size"}, "does not hold a generator of this notebook"),
+    ({", conv_dim, image_size=32)": ", conv_dim)",
+      "F.relu(FC(z).unflatten(1, (-1, 2, 2)))": "FC(z).view(-1, FC.out_features // 4, 2, 2)",
+      "nn.init.zeros_(m.bias)": "pass", "D.requires_grad_(": "(", "stride, padding, bias=False": "stride, padding"},
+     "metrics.json is written")], ids=["other names", "other signatures, layers, biases, and D not frozen"])
+def test_definitions_of_ones_own_arrive_at_the_end(project, changes, sentence):
     notebook = project / "face_generation.ipynb"
-    text, old = notebook.read_text(), "self.FC = nn.Linear(z_size"
-    assert text.count(old) == 1
-    notebook.write_text(text.replace(old, "self.entry = nn.Linear(z_size"))
+    text = notebook.read_text()
+    for old, new in changes.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    notebook.write_text(text)
     status, said = run(project, n_epochs=1)
     assert status == 0, said
-    assert "does not hold a generator of this notebook" in (project / "out.ipynb").read_text()
+    assert sentence in (project / "out.ipynb").read_text()
     assert (project / "runs/latest/metrics.json").exists()

@@ -1,5 +1,4 @@
 """plumbing/runs.py: a run's device, folder, state and bookkeeping."""
-import math
 import os
 import signal
 import threading
@@ -74,6 +73,14 @@ def test_an_earlier_run_is_moved_aside(capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "The run that was in runs/b is now in runs/b-2."
 
 
+def test_a_resume_with_nothing_there_starts_and_says_so(capsys):
+    run = runs.start_run("runs/c", True)
+    assert capsys.readouterr().out == "There is no checkpoint in runs/c to go on from: the run starts.\n"
+    (run / "checkpoint.pt").write_bytes(b"1")
+    assert runs.start_run("runs/c", True) == run and capsys.readouterr().out == ""
+    assert (run / "checkpoint.pt").read_bytes() == b"1" and sorted(os.listdir("runs")) == [".c.lock", "c"]
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_is_tidied(resume):
     run = runs.start_run("run", False)
@@ -140,64 +147,6 @@ def test_random_numbers_come_again(monkeypatch):
     runs.set_random_state(runs.random_state(CPU), CUDA)  # of a run that was on another device
 
 
-# --- Bookkeeping ------------------------------------------------------------------------------------------------------
-
-def test_records_are_collected():
-    records, recent = [[1.0, 2.0]], [torch.tensor([0.5, 1.0]), torch.tensor([0.25, 1.0])]
-    for _ in range(2):
-        runs.collect(recent, records, "checkpoint.pt")
-        assert records == [[1.0, 2.0], [0.5, 1.0], [0.25, 1.0]] and recent == []
-
-
-@pytest.mark.parametrize("recent, records, step, before, where", [
-    ([[math.nan, 1.0]], [], 1, "none", "absent.pt, once an epoch is complete"),
-    ([[math.inf, 1.0]], [[1.0, 1.0]], 2, "1, 1", "checkpoint.pt"),
-    ([[0.125, 1.0], [0.5, math.nan]], [[1.0, 1.0]], 3, "0.125, 1", "checkpoint.pt")])
-def test_losses_that_are_not_finite(recent, records, step, before, where):
-    Path("checkpoint.pt").touch()
-    with pytest.raises(FloatingPointError) as caught:
-        runs.collect(list(map(torch.tensor, recent)), records, where.split(",")[0])
-    assert str(caught.value) == (f"The losses are no longer finite at step {step} (before: {before}). "
-                                 f"The last good state is in {where}; try lower learning rates.")
-
-
-def test_what_is_said_of_an_epoch():
-    records = [[0.7, 1.3, 0.6, 0.7]] * 10
-    state = SimpleNamespace(records=[[9, 9, 9, 9]] + records, samples=[0, 0], seconds=[5.0, 2.0],
-                            distances=[[90, 80], [70, 50.04]])
-    assert runs.means(records) == pytest.approx(dict(zip(runs.COLUMNS, records[0])))
-    assert runs.epoch_line(state, 12, 1, 64) == (
-        "epoch   2/12  loss of D 1.300, of G 0.700  D right on real 60%, fake 70%  distance 70.0, averaged 50.0  "
-        "320 images/s")
-
-
-@pytest.mark.parametrize("real, fake, won", [(0.99, 1.0, True), (1.0, 0.97, False), (0.0, 1.0, False)])
-def test_winning_is_being_right_on_both(real, fake, won):
-    records = [[9, 0.33, real, fake]]  # with smoothed labels the loss of a D that has won is 0.325
-    assert runs.has_won(records) is won
-    state = SimpleNamespace(records=records, samples=[0], seconds=[1.0], distances=[[1, 1]])
-    assert ("D has won" in runs.epoch_line(state, 1, 0, 16)) is won
-
-
-def test_first_and_last_tenth():
-    records = [[step, 2 * step, 0.25, 1.0] for step in range(20)]
-    assert runs.first_and_last(records)["g_loss"] == {"first tenth": 0.5, "last tenth": 18.5}
-    assert list(runs.first_and_last(records[3:4])) == list(runs.COLUMNS)
-
-
-def test_each_epoch_has_its_means_and_distances():
-    records = [[step, 0.0, 0.5, 1.0] for step in range(5)]  # two epochs of two steps, and one in progress
-    one, two = runs.by_epoch(SimpleNamespace(records=records, distances=[[90, 80], [70, 60]]), 2)
-    assert [one["g_loss"], two["g_loss"]] == [0.5, 2.5] and list(one) == [*runs.COLUMNS, "swd_of_G", "swd"]
-    assert [two["swd_of_G"], two["swd"]] == [70, 60]
-
-
-def test_a_fingerprint_tells_faces_apart():
-    some = pixels(3, 8, 8, 3)
-    assert runs.fingerprint(3, some) == runs.fingerprint(3, some.copy()) != runs.fingerprint(4, some)
-    assert runs.fingerprint(3, some) != runs.fingerprint(3, some[::-1])
-
-
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
 def state_after_a_step(seed, **more):
@@ -226,6 +175,10 @@ def test_a_checkpoint_comes_back():
     second = state_after_a_step(1, parameters=DEFAULTS | may_change)
     runs.load_checkpoint("checkpoint.pt", second)
     assert_same(first, second)
+    kept, older = torch.load("checkpoint.pt", weights_only=True), state_after_a_step(1)
+    torch.save(kept | {"random": kept["random"][0]}, "older.pt")  # written before there were ranks
+    runs.load_checkpoint("older.pt", older)
+    assert_same(first, older)
     assert second.parameters == DEFAULTS | may_change and second.samples[0].dtype == np.uint8
 
 
@@ -260,7 +213,7 @@ def test_checkpoints_of_other_parts(parts):
 
 
 def test_a_checkpoint_that_is_gone():
-    assert refuse() == "there is no checkpoint.pt to go on from; start without it (resume false, start_from \"\")."
+    assert refuse() == "checkpoint.pt does not exist; start without it (resume false, start_from \"\")."
 
 
 def test_networks_of_another_run(monkeypatch, tmp_path):
@@ -273,3 +226,22 @@ def test_networks_of_another_run(monkeypatch, tmp_path):
     assert not torch.equal(D.weight, first.parts["D"].weight)
     runs.load_networks("run", {"D": D}, DEFAULTS | {"seed": 1})
     assert torch.equal(D.weight, first.parts["D"].weight)
+
+
+def test_take_up_prefers_the_runs_own_checkpoint(monkeypatch):
+    taken, parts = [], dict.fromkeys(("D", "G", "G_average", "d_optimizer"), "a part")
+    monkeypatch.setattr(runs, "load_checkpoint", lambda path, state: taken.append(path))
+    monkeypatch.setattr(runs, "load_networks", lambda folder, parts, parameters: taken.append((folder, list(parts))))
+    state, other = SimpleNamespace(parts=parts, parameters={}), ("other", ["D", "G", "G_average"])
+    for there in (False, True):
+        for resume, start_from in ((False, ""), (True, ""), (False, "other"), (True, "other")):
+            runs.take_up("checkpoint.pt", state, resume, start_from)
+        assert taken == (["checkpoint.pt", other, "checkpoint.pt"] if there else [other, other])
+        taken.clear()
+        Path("checkpoint.pt").touch()
+
+
+def test_a_fingerprint_tells_faces_apart():
+    some = pixels(3, 8, 8, 3)
+    assert runs.fingerprint(3, some) == runs.fingerprint(3, some.copy()) != runs.fingerprint(4, some)
+    assert runs.fingerprint(3, some) != runs.fingerprint(3, some[::-1])

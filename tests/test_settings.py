@@ -56,7 +56,11 @@ def test_start_from_must_be_another_run(monkeypatch, tmp_path):
     Path("checkpoint.pt").touch()
     refused(lambda: check(**here), "start_from and output_dir are the same folder; choose another output_dir")
     assert check(**here | {"output_dir": "runs/other"})["start_from"] == "~"
-    assert check(start_from="gone", resume=True)["start_from"] == "gone"
+    again = {"start_from": "gone", "output_dir": "runs/other", "resume": True}
+    refused(lambda: check(**again), "start_from is 'gone', which does not hold a checkpoint.pt; give the folder of a run")
+    Path("runs/other").mkdir(parents=True)
+    Path("runs/other/checkpoint.pt").touch()
+    assert check(**again)["start_from"] == "gone"  # it has started already
 
 
 def kind(field):
@@ -75,6 +79,9 @@ def test_a_parameter_stands_in_two_places():
         told, checked = notebook[name]["inferred_type_name"], kind(fields[name])
         if told != checked:
             faults.append(f"{name} is {told} in the notebook's parameters and {checked} in plumbing/settings.py.")
+        choices = get_args(fields[name].annotation) if get_origin(fields[name].annotation) is Literal else ()
+        if not all(str(choice) in notebook[name]["help"] for choice in choices):
+            faults.append(f"{name} may be {settings.wanted(name)}, and its help in the notebook's parameters differs.")
     faults += [f"{name} has no help: add a comment behind it in the notebook's parameters."
                for name, about in notebook.items() if not about["help"]]
     assert not faults, " ".join(sorted(faults))

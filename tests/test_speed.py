@@ -1,5 +1,6 @@
 """plumbing/speed.py: what it makes faster stays the same; its speed itself is measured by benchmarks/throughput.py."""
 import copy
+import os
 import platform
 from unittest import mock
 
@@ -34,6 +35,22 @@ def test_freed_memory_is_kept():
     process = child(compare)
     process.join()
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("shares, threads, free", [
+    ([100, 5, 0, 0], 2, 1), ([60, 70, 0, 0], 2, 1), ([100, 100, 0, 0], 2, 0), ([100, 100, 0, 0], 1, None), ([20, 20, 100, 100], 2, None),
+    ([100, 0, 0, 0], 1, None), ([], 2, None)])
+def test_a_crowd_is_spoken_of(monkeypatch, capsys, shares, threads, free):
+    """This process may use the first two of four cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(speed.psutil, "cpu_percent", lambda interval, percpu: shares)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    speed.warn_if_crowded(CPU)
+    said = capsys.readouterr().out
+    sentence = f"{threads} threads are asked for and {free} of 2 cores are free: "
+    assert said == "" if free is None else said.startswith(sentence) and said.endswith("OMP_NUM_THREADS=1.\n")
+    speed.warn_if_crowded(torch.device("cuda"))
+    assert capsys.readouterr().out == ""
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

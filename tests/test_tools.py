@@ -2,14 +2,17 @@
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
+from conftest import refused
 
 import helpers
 from plumbing import files, photos
 from plumbing.story import definitions
-from tools import keep_generator, show_framing, zip_faces
+from tools import demo, export_onnx, keep_generator, show_framing, zip_faces
 
 
 @pytest.fixture
@@ -28,13 +31,14 @@ def test_keep_generator(run, monkeypatch, capsys):
         keep_generator.main()
     assert capsys.readouterr().err.startswith("run does not hold a finished run: it has no metrics.json; finish it")
     assert not any(Path("kept").iterdir())
+    files.write_json("kept/generator.json", {"directions": ["turns the head"]})  # of the generator before
     parameters = {"dataset": "/a/path", "output_dir": "/b", "start_from": "/a/first/", "seed": 1}
     files.write_json("run/metrics.json", {"parameters": parameters, "measures": {"swd": 20}})
     keep_generator.main()
     whole, half = (Path(folder, "generator.safetensors").stat().st_size for folder in ("run", "kept"))
     assert 1.9 < whole / half < 2.1
     about = json.loads(Path("kept/generator.json").read_text())
-    assert about["epochs"] == 3
+    assert about["epochs"] == 3 and "directions" not in about
     assert about["run"] == {"parameters": {"start_from": "first", "seed": 1}, "measures": {"swd": 20}}
     difference = helpers.load_generator("kept")(50).astype(int) - helpers.load_generator("run")(50)
     assert np.abs(difference).max() <= 2 and np.abs(difference).mean() < 0.1
@@ -60,3 +64,53 @@ def test_celebas_photographs_and_the_embedded_faces_have_their_eyes_in_one_place
     for columns in (slice(16, 27), slice(38, 49)):  # one eye, the other: the darkest row below the brow
         rows = [22 + np.asarray(picture, float)[22:40, columns].mean(2).min(1).argmin() for picture in (cropped, embedded)]
         assert abs(rows[0] - rows[1]) <= 2 and 24 <= rows[1] <= 28
+
+
+def test_demo(run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo", "nowhere", "page"])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert capsys.readouterr().err.startswith("nowhere does not hold a generator of this notebook")
+    assert not Path("page").exists()
+    monkeypatch.setattr(sys, "argv", ["demo", "run", "page"])
+    demo.main()
+    assert '<body data-folder="./">' in Path("page/index.html").read_text()
+    assert np.array_equal(helpers.load_generator("page")(5), helpers.load_generator("run")(5))
+
+
+@pytest.mark.parametrize("image_size, half", [(32, False), (64, True)])
+def test_export_onnx(image_size, half):
+    pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
+    torch.manual_seed(0)
+    G = definitions().Generator(20, 8, image_size)
+    for _ in range(20):
+        G(2 * torch.rand(16, 20) - 1)  # so that the running statistics are not those of the start
+    weights = (G.half() if half else G).state_dict()
+    about = {"z_size": 20, "conv_dim": 8, "image_size": image_size}
+    for name, content in helpers.generator_files(weights, about).items():
+        files.write(name, content)
+    measured = export_onnx.export_onnx(".")
+    assert measured["largest difference"] < 1e-5
+    sizes = [Path(name).stat().st_size for name in ("generator.onnx", "generator.safetensors")]
+    assert measured["MB"] == sizes[0] / 1e6 and abs(sizes[0] - sizes[1]) < 5000
+    session = onnxruntime.InferenceSession("generator.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 7):
+        z = 2 * torch.rand(count, 20) - 1
+        images = torch.from_numpy(session.run(None, {"z": z.numpy()})[0])
+        difference = helpers.to_uint8(images).astype(int) - helpers.load_generator(".")(z=z)
+        assert images.shape == (count, 3, image_size, image_size) and np.abs(difference).max() <= 1
+    weights["t_conv1.1.running_mean"] += 1  # a model of other weights is refused
+    other = export_onnx.onnx_model(weights)
+    with mock.patch.object(export_onnx, "onnx_model", lambda weights: other):
+        refused(lambda: export_onnx.export_onnx(".", "other.onnx"), "onnxruntime draws other faces than PyTorch")
+    assert not Path("other.onnx").exists()
+
+
+def test_export_onnx_without_its_packages(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(sys, "argv", ["export_onnx", "run"])
+    with pytest.raises(SystemExit):
+        export_onnx.main()
+    assert capsys.readouterr().err.endswith("pip install onnx onnxruntime.\n")
+    assert not Path("run/generator.onnx").exists()

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler
 
 from plumbing import story
 
@@ -185,30 +185,12 @@ def scale_by_lerp(x, feature_range=(-1, 1)):
     return torch.lerp(torch.full_like(x, feature_range[0]), torch.full_like(x, feature_range[1]), x)
 
 
-def labelled_loader(count=100, **options):
-    images = faces(count).float() / 255
-    return DataLoader(TensorDataset(images, torch.zeros(count)), options.pop("batch_size", 16), shuffle=True, **options)
-
-
-class Own:
-    """A loader that is not a DataLoader: random order of images, in batches of 10."""
-
-    def __init__(self, images, replacement=False, epochs=None, length=None):
-        self.images, self.replacement, self.epochs = images, replacement, epochs
-        self.length = length or len(images) // 10
-
-    def __len__(self):
-        return self.length
-
-    def __iter__(self):
-        if self.epochs is not None:
-            self.epochs -= 1
-            if self.epochs < 0:
-                return
-        count = len(self.images)
-        order = torch.randint(count, (count,)) if self.replacement else torch.randperm(count)
-        for part in order[:count // 10 * 10].split(10):
-            yield self.images[part]
+def loaders(images, batch_size=16, **options):
+    """Two DataLoaders over a list of indices, of the same images."""
+    given = {"generator": torch.Generator(), "collate_fn": lambda indices: images[indices]} | options
+    if "batch_sampler" not in given:
+        given |= {"batch_size": batch_size, "shuffle": "sampler" not in given}
+    return (DataLoader(list(range(len(images))), **given),) * 2
 
 
 def patient_discriminator_step(D, d_optimizer, real_images, fake_images):
@@ -270,7 +252,7 @@ def square_generator_step(D, G, g_optimizer, fake_images):
     return torch.zeros(())
 
 
-OWN_IMAGES = faces(203).float() / 255
+OWN_IMAGES, ORDER = faces(203).float() / 255, torch.Generator()
 VARIANTS = {
     "test_discriminator": {f.__name__: (f,) for f in (
         ConvolutionsOnly, dropout_discriminator, doubting_discriminator, deep_discriminator, attention_discriminator,
@@ -283,14 +265,15 @@ VARIANTS = {
         "by column": (real_by_column, lambda out: real_by_column(out, 0))},
     "test_scale": {"lerp": (scale_by_lerp,)},
     "test_dataloader": {
-        "labels": (labelled_loader(),), "labels, dropped": (labelled_loader(drop_last=True), 16),
-        "one batch": (labelled_loader(16), 16), "batches of one": (labelled_loader(20, batch_size=1), 1),
-        "all in one": (labelled_loader(20, batch_size=64), 64), "seven images": (labelled_loader(7), 16),
-        "own": (Own(OWN_IMAGES), 10), "own, each image twice": (Own(torch.cat([OWN_IMAGES] * 2)),),
-        "own, all images equal": (Own(OWN_IMAGES[:1].expand(203, 3, 8, 8)),), "own, few": (Own(OWN_IMAGES[:10]), 64),
-        "lists": (DataLoader(TensorDataset(OWN_IMAGES), None, sampler=BatchSampler(RandomSampler(OWN_IMAGES), 10, True)), 10),
-        "large": (DataLoader(range(10 ** 5), 100, shuffle=True,
-                             collate_fn=lambda i: torch.rand(100, 1, 1, 1).expand(100, 3, 64, 64)), 100)},
+        "last batch kept": (loaders(OWN_IMAGES), 16), "last batch dropped": (loaders(OWN_IMAGES, drop_last=True), 16),
+        "one batch": (loaders(OWN_IMAGES[:16]), 16), "batches of one": (loaders(OWN_IMAGES[:20], 1), 1),
+        "all in one": (loaders(OWN_IMAGES[:20], 64), 64), "seven images": (loaders(OWN_IMAGES[:7]), 16),
+        "each image twice": (loaders(torch.cat([OWN_IMAGES] * 2)),),
+        "all images equal": (loaders(OWN_IMAGES[:1].expand(203, 3, 8, 8)),),
+        "a list, and a sampler": ([*loaders(OWN_IMAGES, 10, generator=ORDER,
+                                            sampler=RandomSampler(OWN_IMAGES, generator=ORDER))], 10),
+        "large": (loaders(range(10 ** 5), 100, collate_fn=lambda i: (
+            torch.as_tensor(i).view(-1, 1, 1, 1) / 10 ** 5).expand(len(i), 3, 64, 64)), 100)},
     "test_training_steps": {
         "patient, careful": (patient_discriminator_step, careful_generator_step, ConvolutionsOnly, Upsampling),
         "patient, clearing": (patient_discriminator_step, clearing_generator_step, dropout_discriminator,
