@@ -36,25 +36,25 @@ ZIP = ROOT / "processed_celeba_small.zip"
 def synchronize(device):
     """Wait until an accelerator has done what it was told; a processor has."""
     if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
+        torch.accelerator.synchronize(device)
 
 
-def courses_loop(module, folder):
-    """The loop of most DCGAN courses on the notebook's networks; an iterator that ends a step at each next().
+def courses_loop(module, folder, batch):
+    """The loop of most DCGAN courses on the notebook's networks, in such batches; an iterator whose next() is a step.
 
     Every epoch decodes every file again, z comes from NumPy, G's step draws fakes of its own, D's step sends gradients
     through G that nobody uses, and all of it is fp32 in torch's default layout."""
     device, lr, betas = module.device, 1e-3, (0.5, 0.999)
     faces = ImageFolder(folder, transforms.Compose([transforms.Resize(32), transforms.ToTensor()]))
-    loader = torch.utils.data.DataLoader(faces, BATCH, shuffle=True, drop_last=True)
+    loader = torch.utils.data.DataLoader(faces, batch, shuffle=True, drop_last=True)
     D = module.Discriminator(64).apply(module.weights_init_normal).to(device)
     G = module.Generator(100, 64).apply(module.weights_init_normal).to(device)
     d_optimizer, g_optimizer = (torch.optim.Adam(network.parameters(), lr, betas) for network in (D, G))
     loss = nn.BCEWithLogitsLoss()
-    ones, zeros = torch.ones(BATCH, device=device), torch.zeros(BATCH, device=device)
+    ones, zeros = torch.ones(batch, device=device), torch.zeros(batch, device=device)
 
     def fakes():
-        return G(torch.from_numpy(np.random.uniform(-1, 1, (BATCH, 100))).float().to(device))
+        return G(torch.from_numpy(np.random.uniform(-1, 1, (batch, 100))).float().to(device))
 
     steps = itertools.count()
     while True:
@@ -73,37 +73,38 @@ def courses_loop(module, folder):
             yield
 
 
-def set_up(folder, run, precision, device):
-    """The notebook, ready to train in batches of 128 with its own defaults."""
+def set_up(folder, run, precision, device, batch, **parameters):
+    """The notebook, ready to train in batches of batch with its own defaults but for parameters."""
     run.mkdir()
-    return ready_to_train(batch_size=BATCH, precision=precision, device=device, data_dir=folder, run=run)
+    return ready_to_train(**parameters | {"batch_size": batch, "precision": precision, "device": device,
+                                          "data_dir": folder, "run": run})
 
 
-def rate_of_courses(loop, device):
-    """Images a second over a round of the courses' loop, its first step not counted."""
+def rate_of_courses(loop, device, batch, steps):
+    """Images a second over steps of the courses' loop, its first one not counted."""
     next(loop)
     synchronize(device)
     start = time.perf_counter()
-    for _ in range(STEPS - 1):
+    for _ in range(steps - 1):
         next(loop)
     synchronize(device)
-    return (STEPS - 1) * BATCH / (time.perf_counter() - start)
+    return (steps - 1) * batch / (time.perf_counter() - start)
 
 
 def rate_of_notebook(module):
-    """Images a second over a round of the notebook's train, from the end of its first step to that of its last."""
-    ends, move_average = [], module.move_average
+    """Images a second over an epoch of the notebook's train, from the end of its first step to that of its last."""
+    ends, move_average, steps = [], module.move_average, len(module.celeba_train_loader)
 
     def last_of_the_step(*arguments):
         move_average(*arguments)
-        if len(ends) in (0, STEPS - 1):
+        if len(ends) in (0, steps - 1):
             synchronize(module.device)
         ends.append(time.perf_counter())
 
     module.move_average = last_of_the_step
     module.train(module.state, module.celeba_train_loader, len(module.state.samples) + 1)
     module.move_average = move_average
-    return (STEPS - 1) * BATCH / (ends[STEPS - 1] - ends[0])
+    return (steps - 1) * module.batch_size / (ends[steps - 1] - ends[0])
 
 
 def share_outside_the_step(module):
@@ -148,7 +149,7 @@ def floor_of_the_step(module):
     real_images = module.scale(next(iter(module.celeba_train_loader))).contiguous(memory_format=torch.channels_last)
     with Products() as seen:
         with module.autocast():
-            fake_images = module.G(module.random_z(BATCH))
+            fake_images = module.G(module.random_z(module.batch_size))
         module.discriminator_step(module.D, module.d_optimizer, real_images, fake_images)
         module.generator_step(module.D, module.G, module.g_optimizer, fake_images)
     total = 0
@@ -181,17 +182,18 @@ def measure(device):
 
     auto, results["why"] = speed.choose_precision("auto", device)
     results["precision"] = auto
-    loops = {"courses": courses_loop(definitions(device=device), files[0].parent.parent)}
-    loops |= {kind: set_up(few, Path(f"run-{kind}"), kind, device) for kind in dict.fromkeys(("fp32", auto))}
+    loops = {"courses": courses_loop(definitions(device=device), files[0].parent.parent, BATCH)}
+    loops |= {kind: set_up(few, Path(f"run-{kind}"), kind, device, BATCH) for kind in dict.fromkeys(("fp32", auto))}
     rates = {name: [] for name in loops}
     results |= {"rates": rates, "floor": {kind: [] for kind in loops if kind != "courses"}}
     for number in range(ROUNDS):
         print(f"round {number + 1} of {ROUNDS}", file=sys.__stderr__)
         for name, loop in loops.items():
-            rates[name].append(rate_of_courses(loop, device) if name == "courses" else rate_of_notebook(loop))
+            rates[name].append(rate_of_courses(loop, device, BATCH, STEPS) if name == "courses"
+                               else rate_of_notebook(loop))
             if name != "courses":
                 results["floor"][name].append(floor_of_the_step(loop))
-    results["outside"] = share_outside_the_step(set_up(folder, Path("run-epoch"), auto, device))
+    results["outside"] = share_outside_the_step(set_up(folder, Path("run-epoch"), auto, device, BATCH))
     return results
 
 

@@ -89,7 +89,8 @@ def unzip(path, folder="data"):
 def decode(path, size):
     """The image at path as uint8 (size, size, 3), cropped to its middle square; None if it is not an image.
 
-    Of a photograph in CelebA's own folder it is the square FACE. 64x64 becomes 32x32 by the mean of each 2x2 block. What is transparent becomes white; the first frame is taken."""
+    Of a photograph in CelebA's own folder it is the square FACE. 64x64 becomes 32x32 by the mean of each 2x2 block.
+    What is transparent becomes white; the first frame is taken."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.size == (178, 218) and ALIGNED in str(path.absolute()):

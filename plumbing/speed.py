@@ -84,14 +84,14 @@ def on_device_if_it_fits(images, device):
     if device.type in ("cuda", "xpu"):
         free = torch.get_device_module(device).mem_get_info(device)[0]
         if images.nbytes > free / 2:
-            print(f"The images stay in the host's memory: they take {images.nbytes / 1e9:.1f} GB of {free / 1e9:.1f} GB "
-                  f"free on {device}. Each batch is moved.")
+            print(f"The images stay in the host's memory, and each batch is moved: they take {images.nbytes / 1e9:.1f} GB "
+                  f"and {free / 1e9:.1f} GB are free on {device}.")
             return images
     return images.to(device)
 
 
 def moved(batch, device):
-    """batch on device. What comes from the host's memory is pinned there first, so that a GPU need not be waited for."""
+    """batch on device. What comes from the host is pinned there first, so that a GPU need not be waited for."""
     if batch.device.type == "cpu" and device.type == "cuda":
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True)
@@ -110,7 +110,7 @@ class Slices:
         batches = iter(self.batches)
         epoch = list(itertools.islice(batches, len(self.batches)))
         yield from torch.tensor(list(itertools.chain(*epoch)), device=self.device).split(len(epoch[0]))
-        yield from batches  # nothing is left, but torch's sampler draws a number here, and the next epoch's order follows
+        yield from batches  # none is left, but torch's sampler draws here, and the next epoch's order follows
 
 
 def indices_on_device(loader, device):

@@ -48,7 +48,7 @@ def test_the_courses_loop_trains_both_networks_each_step(small):
     for name in ("Discriminator", "Generator"):
         kind = getattr(module, name)
         setattr(module, name, lambda *sizes, kind=kind: networks.append(kind(*sizes)) or networks[-1])
-    loop = throughput.courses_loop(module, small)
+    loop = throughput.courses_loop(module, small, 8)
     next(loop)
     for _ in range(6):  # into a second epoch
         before = [[p.clone() for p in network.parameters()] for network in networks]

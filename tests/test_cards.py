@@ -1,4 +1,4 @@
-"""Everything that names a kind of device, with fakes of torch.cuda's answers: no line of a GPU's way is first run by a user."""
+"""All that names a kind of device, with fakes of torch.cuda's answers: no line for GPUs is first run by a user."""
 import contextlib
 import warnings
 from types import SimpleNamespace

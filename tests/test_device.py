@@ -21,7 +21,7 @@ changed = cached.__wrapped__  # a module of its own at each call: the tests belo
 # --- A step makes nothing on the host and reads nothing back ----------------------------------------------------------
 
 class Operations(TorchDispatchMode):
-    """Inside, every operation is named in `names`, and in `faults` as well if it reads back or has a tensor elsewhere."""
+    """Inside, every operation's name goes to names, and to faults if it reads back or has a tensor elsewhere."""
 
     def __init__(self, device):
         super().__init__()
@@ -95,7 +95,7 @@ def test_a_step_makes_nothing_on_the_host_and_reads_nothing_back(device, precisi
 
 
 def batches(module):
-    """Faults of an epoch's batches on the meta device, but for those of the first, which may bring the indices of all."""
+    """Faults of an epoch's batches on the meta device, but those of the first, which may bring the indices of all."""
     module.device = META
     loader, _ = module.get_dataloader(16, 8)
     iterator = iter(loader)
@@ -145,7 +145,7 @@ def test_a_loader_that_reads_back_is_found(old, new):
 
 # --- Deterministic on CUDA --------------------------------------------------------------------------------------------
 
-# What has no deterministic form there, and could come into a step: from torch.use_deterministic_algorithms' documentation.
+# What has no deterministic form there and could come into a step: from the text of torch.use_deterministic_algorithms.
 UNDETERMINED = {"grid_sampler_2d_backward", "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "put_",
                 "upsample_bilinear2d_backward", "upsample_bicubic2d_backward", "reflection_pad2d_backward",
                 "max_unpool2d", "fractional_max_pool2d_backward", "nll_loss2d_forward", "histc", "median"}

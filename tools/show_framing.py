@@ -33,7 +33,8 @@ def figure():
     """The drawing with the square that is used of it, and what is decoded at 64x64."""
     panels = {}
     with tempfile.TemporaryDirectory() as folder:
-        for title, name in (("any other folder:\nthe middle square", "faces"), ("img_align_celeba:\nthe face", photos.ALIGNED)):
+        for title, name in (("any other folder:\nthe middle square", "faces"),
+                            ("img_align_celeba:\nthe face", photos.ALIGNED)):
             path = Path(folder, name, "000001.png")
             path.parent.mkdir()
             drawing().save(path)
