@@ -84,7 +84,7 @@ def on_device_if_it_fits(images, device):
     if device.type in ("cuda", "xpu"):
         free = torch.get_device_module(device).mem_get_info(device)[0]
         if images.nbytes > free / 2:
-            print(f"The images stay in the host's memory, and each batch is moved: they take {images.nbytes / 1e9:.1f} GB "
+            print(f"The images stay in the host's memory, batches are moved: they take {images.nbytes / 1e9:.1f} GB "
                   f"and {free / 1e9:.1f} GB are free on {device}.")
             return images
     return images.to(device)
