@@ -2,6 +2,8 @@
 import io
 import multiprocessing
 import os
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from plumbing.story import definitions, ready_to_train
 STORY = vars(definitions(device="auto", precision="auto"))
 DEFAULTS = {name: STORY.get(name) for name in Settings.model_fields}  # a test in test_settings tells which are missing
 SMALL = {"batch_size": 8, "n_epochs": 3, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "print_every": 2, "lr_decay": 3}
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+posix = pytest.mark.skipif(sys.platform != "linux", reason="forks: Windows cannot, macOS not in a process with threads")
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +71,18 @@ def child(function, *arguments):
     return process
 
 
+def at_home(monkeypatch, folder):
+    """Let ~ stand for folder."""
+    for name in ("HOME", "USERPROFILE"):  # POSIX, Windows
+        monkeypatch.setenv(name, str(folder))
+
+
 def refused(call, *parts):
     """call() must raise ValueError or OSError with one sentence that holds parts; returns the sentence."""
     with pytest.raises((ValueError, OSError)) as caught:
         call()
     sentence = str(caught.value)
     assert sentence.endswith(".") and "\n" not in sentence and len(sentence) < 1000, sentence
-    assert all(part in sentence for part in parts), sentence
+    told = re.sub(r"\\+", "/", sentence) if os.name == "nt" else sentence  # parts have the paths of POSIX
+    assert all(part in told for part in parts), sentence
     return sentence

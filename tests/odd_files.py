@@ -47,7 +47,7 @@ BAD_ARCHIVES = {  # name: (content, what the sentence says)
     "no-image": (archive(("readme.txt", b""), ("a.png/", b""), ("faces.zip", GOOD)), "it does not hold an image"),
     "system-files-only": (archive((".DS_Store", b""), ("__MACOSX/1.png", PNG)), "it does not hold an image"),
     "bomb": (archive(("1.png", bytes(12 * 10**7)), method=zipfile.ZIP_BZIP2), "it would unpack to "),
-    "name-too-long": (archive(("0.png", PNG), ("a" * 300 + ".png", PNG)), "cannot be unpacked into in/data (File name"),
+    "name-too-long": (archive(("0.png", PNG), ("a" * 300 + ".png", PNG)), "cannot be unpacked into in/data ("),
 }
 ODD_ARCHIVES = {  # name: (entries, number of images); each has something that must not leave the folder, or is not one
     "dots": ([("../x.png", PNG), ("y.png", PNG)], 2),

@@ -84,6 +84,7 @@ def test_no_place_for_the_file(path):
     assert folder() == {"taken": b""}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not remove an open file")
 def test_the_folder_goes_while_a_file_is_written():
     def write():
         with files.whole_file("run/file") as file:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import child, encoded, pixels, posix, refused
+from conftest import at_home, child, encoded, pixels, posix, refused
 from odd_files import BAD_ARCHIVES, GOOD, JUNK, ODD, ODD_ARCHIVES, PNG, archive
 from plumbing import photos
 
@@ -44,7 +44,7 @@ def in_data():
 def test_a_dataset_is_a_folder_or_a_zip(monkeypatch):
     images = folder_of_images("images", 1)
     assert photos.prepare_data("images") == photos.prepare_data(images) == images
-    monkeypatch.setenv("HOME", os.getcwd())
+    at_home(monkeypatch, Path.cwd())
     assert photos.prepare_data("~/images") == Path.cwd() / images
     assert photos.prepare_data(put("\U0001f600" * 62 + ".zip", GOOD), "new").parent == Path("new")  # the longest
     for path in ("absent", "~nobody-of-that-name/x", "a" * 5000, "nul\0"):
@@ -79,7 +79,7 @@ def test_odd_archive_stays_in_its_folder(entries, count, tmp_path):
     folder = photos.unzip(put("in/faces.zip", archive(*entries)), "in/data")
     assert len(photos.load_images(folder, 32)) == count
     outside = {path.name for path in tmp_path.rglob("*") if folder.absolute() not in (path, *path.parents)}
-    assert outside == {"in", "data", "faces.zip", f".{folder.name}.partial.lock"}
+    assert outside - {f".{folder.name}.partial.lock"} == {"in", "data", "faces.zip"}  # Windows removes locks
     assert not any(path.is_symlink() for path in folder.rglob("*"))
 
 

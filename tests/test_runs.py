@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import DEFAULTS, child, pixels, posix, refused
+from conftest import DEFAULTS, at_home, child, pixels, posix, refused
 from rows_runs import NOT_CHECKPOINTS, PARTS
 
 from plumbing import runs
@@ -70,12 +70,12 @@ def test_an_earlier_run_is_moved_aside(capsys):
         assert run == Path("runs/b") and os.listdir(run) == []
         (run / "checkpoint.pt").write_bytes(bytes([number]))
     assert [Path(f"runs/b{aside}/checkpoint.pt").read_bytes()[0] for aside in ("-1", "-2", "")] == [0, 1, 2]
-    assert capsys.readouterr().out.splitlines()[-1] == "The run that was in runs/b is now in runs/b-2."
+    assert capsys.readouterr().out.splitlines()[-1] == f"The run that was in {Path('runs/b')} is now in {Path('runs/b-2')}."
 
 
 def test_a_resume_with_nothing_there_starts_and_says_so(capsys):
     run = runs.start_run("runs/c", True)
-    assert capsys.readouterr().out == "There is no checkpoint in runs/c to go on from: the run starts.\n"
+    assert capsys.readouterr().out == f"There is no checkpoint in {Path('runs/c')} to go on from: the run starts.\n"
     (run / "checkpoint.pt").write_bytes(b"1")
     assert runs.start_run("runs/c", True) == run and capsys.readouterr().out == ""
     assert (run / "checkpoint.pt").read_bytes() == b"1" and sorted(os.listdir("runs")) == [".c.lock", "c"]
@@ -92,7 +92,7 @@ def test_a_folder_is_tidied(resume):
 
 
 def test_a_folder_in_ones_home(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    at_home(monkeypatch, tmp_path)
     assert runs.start_run("~/run", False) == tmp_path / "run"
 
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_that_is_gone():
 
 
 def test_networks_of_another_run(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    at_home(monkeypatch, tmp_path)
     first, D = state_after_a_step(0), torch.nn.Linear(3, 2)
     Path("run").mkdir()
     runs.save_checkpoint("run/checkpoint.pt", first)

@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin
 
 import papermill
 import pytest
-from conftest import DEFAULTS, refused
+from conftest import DEFAULTS, at_home, refused
 from rows_settings import REFUSED, TAKEN
 
 from plumbing import settings, story
@@ -48,7 +48,7 @@ def test_fid_needs_its_package(monkeypatch):
 
 
 def test_start_from_must_be_another_run(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    at_home(monkeypatch, tmp_path)
     here = {"start_from": "~", "output_dir": "."}
     for folder in ("~", "x" * 300):
         refused(lambda: check(**here | {"start_from": folder}),

@@ -1,6 +1,5 @@
 """The notebook's training loop: what an interrupt, a resume and a lost game do to it. Its own cells are executed."""
 import copy
-import os
 import signal
 import time
 from types import SimpleNamespace
@@ -32,7 +31,7 @@ def interrupted_after(module, steps):
     def interrupting_step(*arguments):
         left[0] -= 1
         if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step(*arguments)
 
     module.generator_step = interrupting_step
@@ -75,7 +74,7 @@ def test_interrupted_before_an_epochs_first_step(faces, tmp_path, epochs):
 
     def interrupting_clock():
         if next(starts, False):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return time.perf_counter()
 
     module.time = SimpleNamespace(perf_counter=interrupting_clock)
