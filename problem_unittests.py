@@ -272,9 +272,8 @@ def check_shuffled(loader, length, read):
 
 def check_complete(loader, length, read, whole, batch_size):
     """An epoch must show each image once; at most the last, incomplete batch may be dropped."""
-    size, total = len(read[0]), sum(map(len, read))
+    size, total, most = len(read[0]), sum(map(len, read)), len(loader.dataset)
     check(all(len(batch) == size for batch in read[:-1]), "The batches of an epoch differ in size: only the last may.")
-    most = len(loader.dataset)
     expected = min(batch_size or loader.batch_size or size, most)
     check(size == expected,
           f"A batch has {size} images and not {expected}: does the loader use batch_size, does collate_fn keep all?")

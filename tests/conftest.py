@@ -3,6 +3,7 @@ import io
 import multiprocessing
 import os
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -11,11 +12,13 @@ from PIL import Image
 
 import helpers
 from plumbing.settings import Settings
-from plumbing.story import definitions, ready_to_train
+from plumbing.story import ROOT, definitions, ready_to_train
 
 STORY = vars(definitions(device="auto", precision="auto"))
 DEFAULTS = {name: STORY.get(name) for name in Settings.model_fields}  # a test in test_settings tells which are missing
 SMALL = {"batch_size": 8, "n_epochs": 3, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "print_every": 2, "lr_decay": 3}
+TINY = {"dataset": "faces", "batch_size": 8, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "device": "cpu",
+        "precision": "fp32"}  # in a copied project
 posix = pytest.mark.skipif(sys.platform != "linux", reason="forks: Windows cannot, macOS not in a process with threads")
 
 
@@ -56,6 +59,15 @@ def make_faces(folder, count=46, seed=0):
         oval = ((x / rng.uniform(0.5, 0.8)) ** 2 + y**2 < 0.8)[..., None]
         picture = np.where(oval, rng.uniform(120, 250, 3), rng.uniform(0, 120, 3)).astype(np.uint8)
         Image.fromarray(picture).save(folder / f"{number:03d}.jpg")
+
+
+def copy_project(folder):
+    """Copy the notebook and its modules to folder, beside 46 images."""
+    for name in ("face_generation.ipynb", "helpers.py", "problem_unittests.py"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "plumbing", folder / "plumbing", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "assets", folder / "assets")
+    make_faces(folder / "faces")
 
 
 def set_up(faces, run, **parameters):

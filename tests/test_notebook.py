@@ -20,15 +20,12 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import DEFAULTS, make_faces
+from conftest import DEFAULTS, TINY, copy_project, make_faces
 from PIL import Image
 
 import helpers
 from plumbing import settings
 from plumbing.story import NOTEBOOK, ROOT, cells
-
-TINY = {"dataset": "faces", "batch_size": 8, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "device": "cpu",
-        "precision": "fp32"}
 
 
 # --- Hygiene ----------------------------------------------------------------------------------------------------------
@@ -110,11 +107,7 @@ def test_links_lead_somewhere():
 @pytest.fixture
 def project(tmp_path):
     """A copy of the notebook and its modules beside a folder of 46 images."""
-    for name in ("face_generation.ipynb", "helpers.py", "problem_unittests.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "plumbing", tmp_path / "plumbing", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "assets", tmp_path / "assets")
-    make_faces(tmp_path / "faces")
+    copy_project(tmp_path)
     return tmp_path
 
 

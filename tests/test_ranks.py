@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import make_faces, posix, refused, set_up
-from test_notebook import TINY, end, error_in, project, run  # noqa: F401 (a fixture)
+from conftest import TINY, make_faces, posix, refused, set_up
+from test_notebook import end, error_in, project, run  # noqa: F401 (a fixture)
 from two_ranks import EPOCHS, gradients, play
 
 from benchmarks import ranks as benchmark
