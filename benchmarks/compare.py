@@ -6,10 +6,13 @@
 A run is a folder with a metrics.json, however deep. Runs that differ in their seed alone share a row of the table.
 """
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
 from statistics import mean
+
+from PIL import Image
 
 import helpers
 from plumbing import files
@@ -41,11 +44,14 @@ def table(first, rows, measures=tuple(MEASURES)):
 
 
 def keep(folder, name, text, figure):
-    """Write text to name.md and figure, if there is one, to name.png in folder, which is made if need be."""
+    """Write text to name.md and figure, if there is one, in 256 colours to name.png in folder, made if need be."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     files.write(Path(folder) / f"{name}.md", text.encode())
     if figure:
-        files.save_figure(Path(folder) / f"{name}.png", figure)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", bbox_inches="tight")
+        with files.whole_file(Path(folder) / f"{name}.png") as file:  # in all its colours it is twice as large
+            Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)
 
 
 def known_of(metrics):

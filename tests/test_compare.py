@@ -8,7 +8,7 @@ from PIL import Image
 
 import helpers
 from benchmarks import compare
-from plumbing.story import definitions
+from plumbing.story import ROOT, definitions
 
 
 def a_run(folder, swd=20.0, close_pairs=100, contrast=1.04, speed=280.4, machine="a CPU, 2 threads", **parameters):
@@ -94,3 +94,8 @@ def test_the_program_keeps_table_and_picture(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["compare", nothing])
         with pytest.raises(SystemExit, match=f"'{nothing}' does not hold a finished run, which is a folder with"):
             compare.main()
+
+
+def test_the_table_of_the_recipes_is_the_one_that_was_kept():
+    kept = (ROOT / "assets/sweep.md").read_text()
+    assert len(lines(kept)) == 3 and kept in (ROOT / "recipes/README.md").read_text("utf-8")
