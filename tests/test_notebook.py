@@ -222,11 +222,6 @@ def test_two_runs_at_once(project):
     assert a == b and len(a) == 5
     assert all((project / "runs" / name / "metrics.json").exists() for name in "ab")
 
-    both = [start(project, f"{name}.ipynb", n_epochs=5, output_dir="runs/c") for name in "cd"]
-    (_, said), (status, refused) = sorted(map(end, both), key=lambda ended: ended[0])
-    assert status != 0 and "Another run is writing to runs/c" in error_in(refused), said + refused
-    assert json.loads((project / "runs/c/metrics.json").read_text())["steps"] == 25
-
 
 def test_run_on_odd_images_at_64(project):
     odd = project / "odd" / "deeper"
@@ -249,14 +244,9 @@ def test_run_on_odd_images_at_64(project):
      ["batch_size must be a whole number, at least 4", "resume must be true or false; it is 'perhaps'",
       "image_size must be 32, 64 or 128; it is 48", "d_lr must be a number, more than 0; it is -1",
       "d_rate is not a parameter of this notebook", "precision must be auto, fp32 or bf16; it is 'fp8'"]),
-    ({"dataset": "nowhere"}, ["dataset 'nowhere' does not exist"]),
-    ({"dataset": "broken.zip"}, ["broken.zip cannot be used as a dataset"]),
     ({"batch_size": 64}, ["faces holds 46 images, seven in eight of them to train on: too few for a batch of 64"]),
-    ({"device": "xpu"}, ["device is 'xpu', and PyTorch does not find it here"]),
-    ({"resume": True, "start_from": "gone"}, ["start_from is 'gone', which does not hold a checkpoint.pt"]),
-], ids=["parameters", "no dataset", "broken zip", "few images", "no device", "nothing to start from"])
+], ids=["parameters", "few images"])  # each room's own tests have the others
 def test_wrong_input_is_refused_in_a_sentence(project, parameters, sentences):
-    (project / "broken.zip").write_bytes(b"PK\x03\x04 and no more")
     status, said = run(project, **parameters)
     assert status != 0
     assert not [s for s in sentences if s not in error_in(said)], said
