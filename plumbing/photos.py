@@ -109,6 +109,14 @@ def decode(path, size):
         return None
 
 
+def face(path, size):
+    """The one image at path, as decode gives it: uint8 (1, size, size, 3). Raises ValueError if it is not an image."""
+    image = decode(path, size)
+    if image is None:
+        raise ValueError(f"{str(path)!r} is not an image that can be read; give the path of a JPEG or PNG file.")
+    return image[None]
+
+
 def image_files(folder):
     """Path of every file below folder with an image's name, sorted; links to folders are not followed."""
     files = (path for path in Path(folder).rglob("*") if is_image_name(path.relative_to(folder).as_posix()))

@@ -158,11 +158,13 @@ def test_odd_image(name, capsys, recwarn):
     for column, colour in ((4, left), (28, right)):
         assert (image[:, 16, column] - torch.tensor(colour)).abs().max() <= 3
     assert capsys.readouterr().out == "" and not recwarn.list
+    assert np.array_equal(photos.face(f"faces/{name}", 32), image[None].permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("name", JUNK, ids=ascii)
 def test_junk(name, capsys, recwarn):
     put(f"faces/{name}", JUNK[name])
+    refused(lambda: photos.face(f"faces/{name}", 32), "is not an image that can be read; give the path of a JPEG or PNG")
     refused(lambda: photos.load_images("faces", 32), "'faces' does not hold an image (.bmp, .gif,")
     assert capsys.readouterr().out == f"Left out 1 of 1 files that are not images: {repr(name)[1:-1]}\n"
     put("faces/good.png", PNG)
@@ -222,33 +224,6 @@ def test_threads_keep_the_order_and_stop_at_the_limit(monkeypatch):
     images, junk = photos.decode_all(range(640), 2, 90)
     assert junk == list(range(3, 100, 10)) and max(decoded) < 256
     assert images[:, 0, 0, 0].tolist() == [number for number in range(100) if number % 10 != 3]
-
-
-# --- CelebA's own photographs -------------------------------------------------------------------------------------------
-
-def framed(size=(178, 218)):
-    """A picture that is red in the square of CelebA's faces, else blue."""
-    picture = Image.new("RGB", size, "blue")
-    picture.paste("red", (35, 67, 143, 175))
-    return encoded("JPEG", picture, quality=95, subsampling=0)
-
-
-@pytest.mark.parametrize("image_size", [32, 64, 128])
-def test_celebas_photographs_are_cropped_to_the_face(image_size):
-    put("celeba.zip", archive(("img_align_celeba/000001.jpg", framed())))
-    put("img_align_celeba.zip", archive(("000001.jpg", framed())))
-    put("img_align_celeba/000001.jpg", framed())
-    for dataset in ("celeba.zip", "img_align_celeba.zip", "img_align_celeba"):
-        red, green, blue = photos.load_images(photos.prepare_data(dataset), image_size)[0, :, 2:-2, 2:-2]
-        assert red.min() > 240 and green.max() < 20 and blue.max() < 20
-
-
-@pytest.mark.parametrize("name, size", [("others/1.jpg", (178, 218)), ("img_align_celeba/1.jpg", (218, 178)),
-                                        ("img_align_celeba/1.jpg", (356, 436))])
-def test_other_photographs_keep_their_middle_square(name, size):
-    put(name, framed(size))
-    corners = photos.load_images(Path(name).parent, 32)[0, 2, ::31, ::31]
-    assert corners.min() > 240
 
 
 # --- The cache --------------------------------------------------------------------------------------------------------
