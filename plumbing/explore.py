@@ -96,7 +96,7 @@ def explorer(draw, directions):
     truncation = ipywidgets.FloatSlider(1, min=0, max=1, step=0.05, description="truncation", **look)
     seed = ipywidgets.BoundedIntText(0, min=0, max=2**32 - 1, description="seed", **look)
     another, *keepers = [ipywidgets.Button(description=text) for text in ("another face", "keep as A", "keep as B")]
-    face, row = ipywidgets.Image(), ipywidgets.Image()
+    face, row = (ipywidgets.Image(layout={"align_self": "flex-start"}) for _ in range(2))  # or they are stretched
 
     def uniform(seed):
         return 2 * torch.rand(axes.shape[1], generator=torch.Generator().manual_seed(seed)).to(axes) - 1

@@ -149,7 +149,8 @@ def fingerprint(count, some):
 
 
 def save_checkpoint(path, state):
-    """Write state to path."""
+    """Write state to path. The run is not complete with it: a metrics.json of what it was before goes."""
+    Path(path).with_name("metrics.json").unlink(missing_ok=True)
     parts = {name: part.state_dict() for name, part in state.parts.items()}
     with whole_file(path) as file:
         torch.save({**vars(state), "parts": parts, "samples": list(map(torch.from_numpy, state.samples))}, file)

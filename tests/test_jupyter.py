@@ -96,6 +96,16 @@ def choose(page, text):
     return number
 
 
+def still(page, expression):
+    """The value of expression once half a second does not change it: the notebook scrolls as its outputs grow."""
+    found = None
+    for _ in range(60):
+        if found == (found := page.js(expression)):
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"{expression} does not come to rest")
+
+
 def wait_for_cells(page, first=0, seconds=600):
     """Wait until the code cells from first on have run one after the other; returns them. No output may be an error."""
     end = time.monotonic() + seconds
@@ -154,7 +164,7 @@ WATCH = f"""window.latency = null; addEventListener('pointerdown', () => {{
     const start = performance.now();
     new MutationObserver(async (_, observer) => {{
         observer.disconnect();
-        await {FACE}.decode();
+        await {FACE}.decode().catch(() => null);  // it fails if the next picture is there already
         window.latency = performance.now() - start;
     }}).observe({FACE}, {{attributes: true, attributeFilter: ['src']}});
 }}, {{capture: true, once: true}})"""
@@ -165,12 +175,13 @@ def test_a_slider_moves_the_face(ran):
     choose(page, "explore.explorer(")
     track = f"{ACTIVE}.node.querySelector('.noUi-target')"
     page.wait(f"!!({FACE}?.naturalWidth && {track})")
+    x, y, width = still(page, f"(box => [box.x, box.y + box.height / 2, box.width])({track}.getBoundingClientRect())")
     times = []
     for place in (0.9, 0.1, 0.7, 0.3, 0.8):
+        time.sleep(1)  # the handle glides, and takes no click while it does
         before = page.js(PIXELS)
         page.js(WATCH)
-        x, y = page.js(f"(box => [box.x + {place} * box.width, box.y + box.height / 2])({track}.getBoundingClientRect())")
-        page.click(x, y)
+        page.click(x + place * width, y)
         times.append(page.wait("window.latency", 30))
         assert page.js(PIXELS) != before
     page.screenshot(folder / "slider.png")

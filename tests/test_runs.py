@@ -170,7 +170,9 @@ def assert_same(one, two):
 
 def test_a_checkpoint_comes_back():
     first = state_after_a_step(0, records=[[1.0]], samples=[pixels(2, 4, 4, 3)], seconds=[0.5])
+    Path("metrics.json").write_text("of the run as it was before it went on")
     runs.save_checkpoint("checkpoint.pt", first)
+    assert not Path("metrics.json").exists()
     may_change = {"device": "cuda", "n_epochs": 99, "dataset": "elsewhere", "fid": True}
     second = state_after_a_step(1, parameters=DEFAULTS | may_change)
     runs.load_checkpoint("checkpoint.pt", second)
