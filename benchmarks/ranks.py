@@ -54,7 +54,10 @@ def main():
     parser.add_argument("--ranks", type=int, default=2, help="ranks, and threads of the one alone (default: 2)")
     parser.add_argument("--dataset", default=str(ROOT / "processed_celeba_small.zip"), help="a zip or folder of faces")
     parser.add_argument("--output", default="runs/ranks", help="folder for the runs (default: runs/ranks)")
+    parser.add_argument("--epochs", type=int, help="epochs of each run (default: the notebook's)")
     options = parser.parse_args()
+    if options.epochs:
+        PARAMETERS["n_epochs"] = options.epochs
     kinds = [(1, options.ranks, BATCH), (options.ranks, 1, BATCH // options.ranks), (options.ranks, 1, BATCH)]
     output, dataset = Path(options.output).resolve(), Path(options.dataset).resolve()
     results = {kind: play(*kind, output / "x".join(map(str, kind)), dataset) for kind in kinds}

@@ -221,8 +221,10 @@ def test_the_benchmark_plays_the_same_images(monkeypatch, capsys):
 
     played = []
     monkeypatch.setattr(benchmark, "play", play)
-    monkeypatch.setattr(sys, "argv", ["ranks"])
+    monkeypatch.setattr(benchmark, "PARAMETERS", {})
+    monkeypatch.setattr(sys, "argv", ["ranks", "--epochs", "3"])
     benchmark.main()
+    assert benchmark.PARAMETERS == {"n_epochs": 3}
     assert played == [(1, 2, 16, "1x2x16"), (2, 1, 8, "2x1x8"), (2, 1, 16, "2x1x16")]
     assert capsys.readouterr().out.splitlines()[2:] == [
         "| 1, 2 | 1 x 16 | 64 | 8 s | 123 | 20.0 |", "| 2, 1 | 2 x 8 | 64 | 8 s | 123 | 20.0 |",
