@@ -16,7 +16,7 @@ from plumbing.story import definitions, ready_to_train
 STORY = vars(definitions(device="auto", precision="auto"))
 DEFAULTS = {name: STORY.get(name) for name in Settings.model_fields}  # a test in test_settings tells which are missing
 SMALL = {"batch_size": 8, "n_epochs": 3, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "print_every": 2, "lr_decay": 3}
-posix = pytest.mark.skipif(sys.platform != "linux", reason="forks: Windows cannot, macOS not in a process with threads")
+posix = pytest.mark.skipif(sys.platform != "linux", reason="forks a process with threads, for Linux only")
 
 
 @pytest.fixture(autouse=True)

@@ -37,6 +37,7 @@ def test_the_workflow_runs_the_commands_of_the_readme():
     jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]
     commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
     quick = re.search(r"\.venv/bin/(pytest tests -k \".*?\")", readme)[1]
-    assert commands == {"all": ["bash .ci/run"], "quick": ["python -m pip install -r requirements.txt", f"python -m {quick}"]}
+    assert commands == {"all": ["bash .ci/run"],
+                        "quick": ["python -m pip install -r requirements.txt", f"python -m {quick}"]}
     oldest = re.search(r"Python (3\.\d+) or newer", readme)[1]
     assert all(min(job["strategy"]["matrix"]["python"], key=Version) == oldest for job in jobs.values())
