@@ -110,7 +110,7 @@ def compare_runs(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="a folder with runs in it")
-    parser.add_argument("--keep", metavar="FOLDER", help="where to write the table and the picture (default: with the runs)")
+    parser.add_argument("--keep", metavar="FOLDER", help="where table and picture go (default: with the runs)")
     options = parser.parse_args()
     try:
         text, figure = compare_runs(options.folder)

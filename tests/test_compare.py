@@ -17,9 +17,9 @@ def a_run(folder, swd=20.0, close_pairs=100, contrast=1.04, speed=280.4, machine
     parameters = {"dataset": "faces", "output_dir": folder, "batch_size": 16, "g_lr": 0.0004, "augment": "", "seed": 0,
                   "device": "auto", "precision": "auto", "resume": False} | parameters
     Path(folder, "metrics.json").write_text(json.dumps({
-        "parameters": parameters, "device_name": machine, "precision": "bf16", "versions": {"torch": "2.9"}, "images": 40,
-        "measures": {"swd": swd, "close_pairs": close_pairs, "close_pairs_expected": 50.0},
-        "comparison": {"this run": {"contrast": contrast}}, "images_per_second": speed}))
+        "parameters": parameters, "device_name": machine, "precision": "bf16", "images": 40,
+        "versions": {"torch": "2.9"}, "measures": {"swd": swd, "close_pairs": close_pairs, "close_pairs_expected": 50.0},
+        "images_per_second": speed, "comparison": {"this run": {"contrast": contrast}}}))
     about = {"z_size": 10, "conv_dim": 4, "image_size": 32}
     for name, content in helpers.generator_files(definitions().Generator(10, 4).state_dict(), about).items():
         Path(folder, name).write_bytes(content)
