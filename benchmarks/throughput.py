@@ -1,10 +1,11 @@
 """How fast the notebook trains on this machine, beside the loop that most DCGAN courses teach.
 
-    python -m benchmarks.throughput           a table, in about three minutes
+    python -m benchmarks.throughput           a table, in about four minutes
     python -m benchmarks.throughput --json    the same for machines
 
-Both train the same two networks on the embedded faces, in batches of 128, in turns, so that a machine that slows down
-slows both. The networks, the steps and the loop are imported from the notebook; only the courses' loop is written here.
+Both train the same two networks on the embedded faces, in turns, so that a machine that slows down slows both: the
+courses' loop in its batches of 128, the notebook's as its defaults are and in batches of 128. The networks, the steps and
+the loop are imported from the notebook; only the courses' loop is written here.
 """
 import argparse
 import contextlib
@@ -29,7 +30,10 @@ from torchvision.datasets import ImageFolder
 from plumbing import photos, runs, speed
 from plumbing.story import ROOT, definitions, ready_to_train
 
-BATCH, STEPS, ROUNDS = 128, 12, 5
+BATCH, STEPS, ROUNDS = 128, 12, 5  # of the courses, and how many of its steps a round has
+KINDS = {"convolutions, backward": "convolution_backward", "convolutions": "mkldnn_convolution _convolution convolution",
+         "matrix products": "mm addmm bmm", "copies and casts": "copy_", "sums": "add add_ sum",
+         "optimizers": "_fused_adam_", "the average": "lerp_"}  # a kind: PyTorch's names of its operators
 ZIP = ROOT / "processed_celeba_small.zip"
 
 
@@ -73,11 +77,11 @@ def courses_loop(module, folder, batch):
             yield
 
 
-def set_up(folder, run, precision, device, batch, **parameters):
-    """The notebook, ready to train in batches of batch with its own defaults but for parameters."""
+def set_up(folder, run, precision, device, batch=None, **parameters):
+    """The notebook, ready to train with its own defaults but for batch, if given, and parameters."""
     run.mkdir()
-    return ready_to_train(**parameters | {"batch_size": batch, "precision": precision, "device": device,
-                                          "data_dir": folder, "run": run})
+    return ready_to_train(**parameters | ({"batch_size": batch} if batch else {}) | {
+        "precision": precision, "device": device, "data_dir": folder, "run": run})
 
 
 def rate_of_courses(loop, device, batch, steps):
@@ -145,7 +149,8 @@ class Products(TorchDispatchMode):
 
 
 def floor_of_the_step(module):
-    """Seconds that a step's convolutions and matrix products take, each alone, in the same precision and layout."""
+    """Seconds that no step can do without: its convolutions and matrix products, and a step of both optimizers, which
+    reads and writes every weight once. Each is run alone, in the same precision and layout, and the best of three counts."""
     real_images = module.scale(next(iter(module.celeba_train_loader))).contiguous(memory_format=torch.channels_last)
     with Products() as seen:
         with module.autocast():
@@ -153,7 +158,7 @@ def floor_of_the_step(module):
         module.discriminator_step(module.D, module.d_optimizer, real_images, fake_images)
         module.generator_step(module.D, module.G, module.g_optimizer, fake_images)
     total = 0
-    for function, arguments in seen.calls:
+    for function, arguments in [*seen.calls, (module.d_optimizer.step, ()), (module.g_optimizer.step, ())]:
         taken = []
         for _ in range(3):
             synchronize(module.device)
@@ -163,6 +168,15 @@ def floor_of_the_step(module):
             taken.append(time.perf_counter() - start)
         total += min(taken)
     return total
+
+
+def profile(module):
+    """{a kind of operator: its share of the processor's time in an epoch of the notebook's train}, the rest last."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        rate_of_notebook(module)
+    times = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in seen.key_averages()}
+    shares = {kind: sum(times.get(name, 0) for name in names.split()) / sum(times.values()) for kind, names in KINDS.items()}
+    return shares | {"all else": 1 - sum(shares.values())}
 
 
 def measure(device):
@@ -183,9 +197,13 @@ def measure(device):
     auto, results["why"] = speed.choose_precision("auto", device)
     results["precision"] = auto
     loops = {"courses": courses_loop(definitions(device=device), files[0].parent.parent, BATCH)}
-    loops |= {kind: set_up(few, Path(f"run-{kind}"), kind, device, BATCH) for kind in dict.fromkeys(("fp32", auto))}
+    for precision, batch in ((auto, None), (auto, BATCH), ("fp32", BATCH)):
+        name = f"{precision}, batches of {batch}" if batch else "defaults"
+        if name not in loops:
+            loops[name] = set_up(few, Path(f"run-{len(loops)}"), precision, device, batch)
     rates = {name: [] for name in loops}
-    results |= {"rates": rates, "floor": {kind: [] for kind in loops if kind != "courses"}}
+    results |= {"rates": rates, "floor": {name: [] for name in loops if name != "courses"},
+                "batches": {name: BATCH if name == "courses" else loop.batch_size for name, loop in loops.items()}}
     for number in range(ROUNDS):
         print(f"round {number + 1} of {ROUNDS}", file=sys.__stderr__)
         for name, loop in loops.items():
@@ -193,7 +211,8 @@ def measure(device):
                                else rate_of_notebook(loop))
             if name != "courses":
                 results["floor"][name].append(floor_of_the_step(loop))
-    results["outside"] = share_outside_the_step(set_up(folder, Path("run-epoch"), auto, device, BATCH))
+    results["profile"] = profile(loops["defaults"])
+    results["outside"] = share_outside_the_step(set_up(folder, Path("run-epoch"), auto, device))
     return results
 
 
@@ -205,16 +224,17 @@ def spread(values, digits, unit=""):
 
 def table(results):
     """The results as lines of a Markdown table."""
-    rates = results["rates"]
+    rates, batches = results["rates"], results["batches"]
     yield "| measured | median (lowest to highest round) |"
     yield "|---|---|"
-    yield f"| the courses' loop, fp32 | {spread(rates['courses'], 0, ' images/s')} |"
-    for kind, floor in results["floor"].items():
-        name = f"{kind} (precision auto)" if kind == results["precision"] else kind
-        over = [BATCH / rate / alone for rate, alone in zip(rates[kind], floor)]
-        yield f"| the notebook's, {name} | {spread(rates[kind], 0, ' images/s')} |"
-        yield f"| ratio | {spread([ours / theirs for ours, theirs in zip(rates[kind], rates['courses'])], 2)} |"
-        yield f"| its step, over its convolutions and matrix products alone | {spread(over, 2)} |"
+    yield f"| the courses' loop, fp32, batches of {batches['courses']} | {spread(rates['courses'], 0, ' images/s')} |"
+    for name, floor in results["floor"].items():
+        what = f"{results['precision']}, batches of {batches[name]} (the defaults)" if name == "defaults" else name
+        over = [batches[name] / rate / alone for rate, alone in zip(rates[name], floor)]
+        yield f"| the notebook's, {what} | {spread(rates[name], 0, ' images/s')} |"
+        yield f"| ratio | {spread([ours / theirs for ours, theirs in zip(rates[name], rates['courses'])], 2)} |"
+        yield f"| its step, over its convolutions, its products and one pass of the optimizers | {spread(over, 2)} |"
+    yield "| time of a default step | " + ", ".join(f"{kind} {share:.0%}" for kind, share in results["profile"].items()) + " |"
     yield f"| share of an epoch of the embedded faces outside the step | {results['outside']:.1%} |"
     yield (f"| {results['decoded_files']:,} JPEGs of 64x64 to a tensor; again, from its cache | "
            f"{results['decoding']:.1f} s; {results['from_cache']:.2f} s |")
@@ -233,12 +253,12 @@ def main():
             results = measure(device)
         finally:
             os.chdir(here)
-    results |= {"device": runs.device_name(device), "batch_size": BATCH, "versions": runs.versions()}
+    results |= {"device": runs.device_name(device), "versions": runs.versions()}
     if as_json:
         print(json.dumps(results, indent=1))
     else:
         print(*table(results), sep="\n")
-        print(f"\n{results['device']}; batches of {BATCH}; precision auto is {results['precision']}: {results['why']}; "
+        print(f"\n{results['device']}; precision auto is {results['precision']}: {results['why']}; "
               + ", ".join(f"{name} {version}" for name, version in results["versions"].items()))
 
 

@@ -159,3 +159,22 @@ def small_as_products(network):
                 (4, 4), (2, 2), (1, 1), (1, 1), 1):
             layer.forward = types.MethodType(forward, layer)
     return network
+
+
+def in_memory_order(*optimizers):
+    """Let each step of the optimizers see kernels in the order in which channels_last keeps them in memory.
+
+    It is what they compute on, and all that differs is that the fused Adam of PyTorch's processors no longer makes a copy
+    of each gradient that is not in PyTorch's default order, which it then does not use: 5 % of a step of 16 faces."""
+    def turn(optimizer, order):
+        for p in optimizer.param_groups[0]["params"]:
+            if p.dim() == 4:
+                gradient, p.grad = p.grad, None  # a gradient must have the shape of its parameter at all times
+                p.data = p.data.permute(order)
+                p.grad = None if gradient is None else gradient.permute(order)
+                for name, value in optimizer.state[p].items():
+                    optimizer.state[p][name] = value.permute(order) if value.dim() == 4 else value
+
+    for optimizer in optimizers:
+        optimizer.register_step_pre_hook(lambda optimizer, *_: turn(optimizer, (0, 2, 3, 1)))
+        optimizer.register_step_post_hook(lambda optimizer, *_: turn(optimizer, (0, 3, 1, 2)))

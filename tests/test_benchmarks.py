@@ -22,7 +22,7 @@ def small(monkeypatch, tmp_path):
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
         for path in sorted((tmp_path / "faces").rglob("*.jpg")):
             archive.write(path, path.relative_to(tmp_path))
-    for name, value in {"BATCH": 8, "STEPS": 3, "ROUNDS": 2, "ZIP": tmp_path / "faces.zip"}.items():
+    for name, value in {"BATCH": 8, "STEPS": 5, "ROUNDS": 2, "ZIP": tmp_path / "faces.zip"}.items():
         monkeypatch.setattr(throughput, name, value)
     return tmp_path / "faces"
 
@@ -31,7 +31,7 @@ def small(monkeypatch, tmp_path):
 def test_throughput(small, monkeypatch, capsys, auto):
     monkeypatch.setattr(speed, "choose_precision", lambda name, device: (auto, "so it is said"))
     monkeypatch.setattr(runs, "choose_device", lambda: torch.device("cpu"))
-    kinds = ["courses", *dict.fromkeys(["fp32", auto])]
+    kinds = ["courses", "defaults", *dict.fromkeys([f"{auto}, batches of 8", "fp32, batches of 8"])]
     monkeypatch.setattr(sys, "argv", ["throughput.py", "--json"])
     throughput.main()
     results = json.loads(capsys.readouterr().out)
@@ -39,7 +39,10 @@ def test_throughput(small, monkeypatch, capsys, auto):
     assert list(results["floor"]) == kinds[1:] and results["decoded_files"] == 100
     assert all(len(floor) == 2 and min(floor) > 0 for floor in results["floor"].values()) and 0 < results["outside"] < 1
     text = "\n".join(throughput.table(results))
-    assert text.count("| ratio |") == len(kinds) - 1 and f"{auto} (precision auto)" in text
+    assert text.count("| ratio |") == len(kinds) - 1 and f"{auto}, batches of 16 (the defaults)" in text
+    shares = results["profile"]
+    assert list(shares) == [*throughput.KINDS, "all else"] and min(shares.values()) > 0
+    assert sum(shares.values()) == pytest.approx(1) and shares["convolutions, backward"] > shares["the average"]
 
 
 def test_the_courses_loop_trains_both_networks_each_step(small):

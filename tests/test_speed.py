@@ -124,3 +124,51 @@ def test_other_sizes_stay_convolutions(kind):
     layer, x = kind(3, 2, 4, 2, 1, bias=False), torch.rand(2, 3, 6, 8)
     before = layer(x)
     assert torch.equal(speed.small_as_products(layer)(x), before)
+
+
+def test_steps_in_memory_order_are_the_same():
+    """Bit for bit; Adam that is not fused, which rounds otherwise, gives the bound. A run goes on from either state."""
+    def steps(count, network, optimizer):
+        for step in range(count):
+            optimizer.zero_grad()
+            network(torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    first = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 4, 2, 1, bias=False), torch.nn.Conv2d(5, 7, 4, 2, 1)).to(
+        memory_format=torch.channels_last)
+    ended = []
+    for prepare, fused in ((lambda _: None, False), (lambda _: None, True), (speed.in_memory_order, True)):
+        network = copy.deepcopy(first)
+        optimizer = torch.optim.Adam(network.parameters(), 0.01, fused=fused)
+        prepare(optimizer)
+        steps(3, network, optimizer)
+        ended.append((network, optimizer))
+    (reference, _), (fused, one), (turned, other) = ended
+    for a, b, c in zip(reference.parameters(), fused.parameters(), turned.parameters()):
+        assert torch.allclose(a, b, atol=1e-6) and torch.equal(b, c) and c.shape == b.shape == c.grad.shape
+        assert c.stride() == b.stride()
+        for name, value in one.state[b].items():
+            assert torch.equal(value, other.state[c][name])
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    steps(2, fused, one)
+    steps(2, turned, other)
+    assert all(map(torch.equal, fused.parameters(), turned.parameters()))
+
+
+def test_sampling_costs_no_more_than_a_forward_pass_of_training(monkeypatch):
+    """Counted, not timed: no matrix product without gradients has three dimensions, for which bf16 has a slow way."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            called.append((function.overloadpacket.__name__, [tuple(x.shape) for x in arguments if torch.is_tensor(x)]))
+            return function(*arguments, **(options or {}))
+
+    G, costs = speed.small_as_products(definitions().Generator(10, 4)).to(memory_format=torch.channels_last), []
+    for gradients in (True, False):
+        called = []
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16), Calls():
+            G(torch.rand(8, 10))
+        costs.append([call for call in called if call[0] in ("mm", "addmm", "bmm", "matmul", "convolution")])
+    assert costs[0] == costs[1] and {"mm", "addmm", "convolution"} == {name for name, _ in costs[0]}

@@ -8,7 +8,8 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import refused
+from PIL import Image
+from conftest import make_faces, refused
 
 import helpers
 from plumbing import files, photos
@@ -45,18 +46,41 @@ def test_keep_generator(run, monkeypatch, capsys):
     assert np.abs(difference).max() <= 2 and np.abs(difference).mean() < 0.1
 
 
-def test_zip_faces(run, monkeypatch):
-    zip_faces.zip_faces("run", "faces.zip", count=10)
+def test_zip_faces(run, monkeypatch, capsys):
+    make_faces(Path("photos"))
+    picture = Image.open("photos/000.jpg")
+    picture.save("photos/twin.png")  # so that the closest pair is as good as equal
+    zip_faces.zip_faces("run", "faces.zip", "photos", count=10)
     again = Path("faces.zip").read_bytes()
-    zip_faces.zip_faces("run", "faces.zip", count=10)
+    zip_faces.zip_faces("run", "faces.zip", "photos", count=10)
     assert Path("faces.zip").read_bytes() == again
+    assert capsys.readouterr().out.startswith("10 of 500 faces drawn: the others came too late or nearer than 0.00")
     folder = photos.unzip("faces.zip")
     assert (folder / "processed_celeba_small/celeba/000009.jpg").is_file()
     images = photos.load_images(folder, 32).permute(0, 2, 3, 1).numpy().astype(int)
     assert np.abs(images - helpers.load_generator("run")(10)).mean() < 10
-    monkeypatch.setattr(sys, "argv", ["zip_faces", "nowhere", "faces.zip"])
-    with pytest.raises(SystemExit):
-        zip_faces.main()
+    Path("photos/twin.png").unlink()  # now none is as near as what an untrained generator draws
+    for arguments, sentence in ((("nowhere", "photos"), "nowhere does not hold a generator"),
+                                (("run", "nowhere"), "dataset 'nowhere' does not exist"),
+                                (("run", "photos"), "of 5,000 faces drawn only 1 are farther apart than ")):
+        monkeypatch.setattr(sys, "argv", ["zip_faces", arguments[0], "faces.zip", arguments[1]])
+        monkeypatch.setattr(zip_faces.zip_faces, "__defaults__", (10,))
+        with pytest.raises(SystemExit):
+            zip_faces.main()
+        assert capsys.readouterr().err.startswith(sentence) and Path("faces.zip").read_bytes() == again
+
+
+def test_no_two_faces_are_alike():
+    people = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)  # 0.4 apart, and 0.003 from themselves
+
+    def sample(count, seed=0):
+        rng = np.random.default_rng(seed)
+        return np.clip(people[rng.integers(0, 60, count)].astype(int) + rng.integers(-1, 2, (count, 8, 8, 3)), 0, 255).astype(np.uint8)
+
+    faces, drawn = zip_faces.unlike(sample, 50, 0.1, part=20)
+    assert len(faces) == 50 and drawn % 20 == 0 and helpers.pair_distances(faces).min() > 0.1
+    assert np.array_equal(faces[:10], zip_faces.unlike(sample, 10, 0.1, part=20)[0])  # the same order every time
+    refused(lambda: zip_faces.unlike(sample, 61, 0.1, part=10), "of 610 faces drawn only 60 are farther apart than 0.100")
 
 
 def test_demo(run, monkeypatch, capsys):
