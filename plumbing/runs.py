@@ -256,9 +256,9 @@ def epoch_line(state, n_epochs, first, batch_size):
     records = state.records[first:]
     mean, speed = means(records), len(records) * batch_size / state.seconds[-1]
     won = "  D has won: it is right on nearly all images, and G learns nothing" if has_won(records) else ""
-    return (f"epoch {len(state.samples):3}/{n_epochs}  loss of D {mean['d_loss']:.3f}, of G {mean['g_loss']:.3f}  "
+    return (f"epoch {len(state.samples):2}/{n_epochs}  loss of D {mean['d_loss']:.3f}, of G {mean['g_loss']:.3f}  "
             f"right on real {mean['real_accuracy']:.0%}, fake {mean['fake_accuracy']:.0%}  "
-            f"distance {state.distances[-1][0]:.1f}, averaged {state.distances[-1][1]:.1f}  {speed:.0f} images/s{won}")
+            f"distance {state.distances[-1][0]:.1f}, average {state.distances[-1][1]:.1f}  {speed:.0f} images/s{won}")
 
 
 def first_and_last(records):

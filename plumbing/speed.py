@@ -161,11 +161,11 @@ def small_as_products(network):
     return network
 
 
-def in_memory_order(*optimizers):
-    """Let each step of the optimizers see kernels in the order in which channels_last keeps them in memory.
+def in_memory_order(optimizer):
+    """Let each step of optimizer see kernels in the order in which channels_last keeps them in memory; returns optimizer.
 
-    It is what they compute on, and all that differs is that the fused Adam of PyTorch's processors no longer makes a copy
-    of each gradient that is not in PyTorch's default order, which it then does not use: 5 % of a step of 16 faces."""
+    The fused Adam for processors (seen in torch 2.14) copies every gradient that is not in PyTorch's default order, and
+    then computes on memory as it lies all the same. Without the copy a step of 16 faces takes 5 % less, bit for bit."""
     def turn(optimizer, order):
         for p in optimizer.param_groups[0]["params"]:
             if p.dim() == 4:
@@ -175,6 +175,7 @@ def in_memory_order(*optimizers):
                 for name, value in optimizer.state[p].items():
                     optimizer.state[p][name] = value.permute(order) if value.dim() == 4 else value
 
-    for optimizer in optimizers:
+    if optimizer.param_groups[0]["params"][0].device.type == "cpu":
         optimizer.register_step_pre_hook(lambda optimizer, *_: turn(optimizer, (0, 2, 3, 1)))
         optimizer.register_step_post_hook(lambda optimizer, *_: turn(optimizer, (0, 3, 1, 2)))
+    return optimizer

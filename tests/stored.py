@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 from plumbing import judge
 
 EPOCH = re.compile(r"epoch +(\d+)/\d+  loss of D ([\d.]+), of G ([\d.]+)  right on real (\d+)%, fake (\d+)%  "
-                   r"distance ([\d.]+), averaged ([\d.]+)")
+                   r"distance ([\d.]+), average ([\d.]+)")
 
 
 def pictures(cell):

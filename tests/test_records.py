@@ -36,7 +36,7 @@ def test_what_is_said_of_an_epoch():
                             distances=[[90, 80], [70, 50.04]])
     assert runs.means(records) == pytest.approx(dict(zip(runs.COLUMNS, records[0])))
     assert runs.epoch_line(state, 12, 1, 64) == (
-        "epoch   2/12  loss of D 1.300, of G 0.700  right on real 60%, fake 70%  distance 70.0, averaged 50.0  "
+        "epoch  2/12  loss of D 1.300, of G 0.700  right on real 60%, fake 70%  distance 70.0, average 50.0  "
         "320 images/s")
 
 

@@ -64,7 +64,7 @@ def test_zip_faces(run, monkeypatch, capsys):
                                 (("run", "nowhere"), "dataset 'nowhere' does not exist"),
                                 (("run", "photos"), "of 5,000 faces drawn only 1 are farther apart than ")):
         monkeypatch.setattr(sys, "argv", ["zip_faces", arguments[0], "faces.zip", arguments[1]])
-        monkeypatch.setattr(zip_faces.zip_faces, "__defaults__", (10,))
+        monkeypatch.setattr(zip_faces.zip_faces, "__defaults__", (1.0, 10))
         with pytest.raises(SystemExit):
             zip_faces.main()
         assert capsys.readouterr().err.startswith(sentence) and Path("faces.zip").read_bytes() == again
