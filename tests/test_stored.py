@@ -70,7 +70,7 @@ def test_stored_outputs_are_those_of_the_run():
 
 @pytest.mark.parametrize("change, fault", [
     (replace(r"epoch  1/7  loss of D [\d.]+", "epoch  1/7  loss of D 9.999"), "the lines of the epochs"),
-    (replace(r"averaged [\d.]+", "averaged 1.0"), "the lines of the epochs"),
+    (replace(r"average [\d.]+", "average 1.0"), "the lines of the epochs"),
     (replace(r"\| this run \| [\d.]+", "| this run | 1.0"), "the measures of 'this run'"),
     (replace(r"\| close_pairs \| [\d,]+", "| close_pairs | 0"), "close_pairs is not"),
     (replace(r"holds: the distance is under", "DOES NOT HOLD: the distance is under"), "a claim does not hold"),
