@@ -64,7 +64,8 @@ def test_gpu_check(small, monkeypatch, capsys):
         ours, theirs, ratio = (float(rate.replace(",", "")) for rate in rates.split(", "))
         assert ours > 0 < theirs and ratio == pytest.approx(ours / theirs, rel=0.2)
         assert rows[f"memory of the device at its peak, batches of {batch}"] == ("not run: cpu does not count it", "")
-    seconds, rate = map(float, rows["an epoch of 96 faces in batches of 8: seconds, images/s"][0].split(", "))
+    epoch = rows["an epoch of 96 faces in batches of 8: seconds, images/s"][0]
+    seconds, rate = (float(number.replace(",", "")) for number in epoch.split(", "))
     assert seconds > 0 < rate
     assert rows["the default run: images/s, seconds of training"] == ("123, 5.7", "")
     assert rows["its distance (that of training faces, of the untrained generator)"] == ("20.0 (17.0, 212.0)", "")

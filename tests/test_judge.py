@@ -26,7 +26,7 @@ def test_equal_faces_compare_equal():
 
 
 @pytest.mark.parametrize("fault, moved", [
-    ("blurred", {"distance", "detail"}), ("noisy", {"distance", "detail"}), ("tinted", {"cast, %"}),
+    ("blurred", {"distance", "detail", "close pairs"}), ("noisy", {"distance", "detail"}), ("tinted", {"cast, %"}),
     ("half of them twice", {"close pairs"})])
 def test_what_is_spoilt_moves_its_number(fault, moved):
     as_they_are = judge.compare(FACES, OTHERS, RADIUS)

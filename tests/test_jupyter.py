@@ -196,7 +196,7 @@ def test_an_interrupted_training_leaves_a_notebook_that_works(ran):
     source = f"{ACTIVE}.model.sharedModel"
     page.js(f"{source}.setSource('n_epochs = 100000\\n' + {source}.source)")
     menu(page, "Run", "Run Selected Cell and Do not Advance")
-    page.wait(f"{CELLS}[{number}].outputs.some(o => o.text.includes('epoch  12/100000'))", 120)
+    page.wait(f"{CELLS}[{number}].outputs.some(o => o.text.includes('epoch 12/100000'))", 120)
     page.screenshot(folder / "training.png")
     press(page, "document.querySelector('[data-command=\"notebook:interrupt-kernel\"]')")
     page.wait(f"{CELLS}[{number}].count", 60)
