@@ -156,7 +156,7 @@ def test_steps_in_memory_order_are_the_same():
     assert all(map(torch.equal, fused.parameters(), turned.parameters()))
 
 
-def test_sampling_costs_no_more_than_a_forward_pass_of_training(monkeypatch):
+def test_sampling_costs_no_more_than_a_forward_pass_of_training():
     """Counted, not timed: no matrix product without gradients has three dimensions, for which bf16 has a slow way."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
