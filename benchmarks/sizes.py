@@ -42,6 +42,7 @@ def measure(image_size, batch_size, steps, parameters):
     for step in range(1, steps + 2):
         start = time.perf_counter()
         module.play_step(D, G, *optimizers, images)
+        module.look_ahead(*optimizers, step)
         module.move_average(G_average, G, step)
         synchronize(device)
         seconds.append(time.perf_counter() - start)

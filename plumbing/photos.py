@@ -117,6 +117,13 @@ def face(path, size):
     return image[None]
 
 
+def check_count(to_train, held_out, batch_size, data_dir):
+    """Raises ValueError if so many of the images in data_dir are too few for one batch, or to measure against."""
+    if to_train < batch_size or held_out < 2:
+        raise ValueError(f"{data_dir} holds {to_train + held_out} images, seven in eight of them to train on: too few for a "
+                         f"batch of {batch_size}; lower batch_size or use a larger dataset.")
+
+
 def image_files(folder):
     """Path of every file below folder with an image's name, sorted; links to folders are not followed."""
     files = (path for path in Path(folder).rglob("*") if is_image_name(path.relative_to(folder).as_posix()))

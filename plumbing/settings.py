@@ -39,6 +39,7 @@ class Settings(BaseModel):
     d_lr: Rate
     g_lr: Rate
     lr_decay: Whole = Field(ge=0)
+    lookahead: Whole = Field(ge=0)
     beta1: Share
     beta2: Share
     label_smoothing: Share

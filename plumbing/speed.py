@@ -144,7 +144,7 @@ def small_deconv(x, weight):
 
 
 def small_as_products(network):
-    """Let the convolutions of network between 4x4 and 2x2 pixels compute as matrix products; returns network.
+    """Let the convolutions of network between 4x4 and 2x2 pixels compute as matrix products on the CPU; returns network.
 
     The result is the same up to rounding. If weights are many and pixels few, a processor's convolution is slow:
     with AVX-512, ONEDNN_VERBOSE=1 shows 80 to 100 GFLOP/s there and about 200 in the other large layers."""
@@ -156,7 +156,7 @@ def small_as_products(network):
     for layer in network.modules():
         if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)) and layer.bias is None and (
                 layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups) == (
-                (4, 4), (2, 2), (1, 1), (1, 1), 1):
+                (4, 4), (2, 2), (1, 1), (1, 1), 1) and layer.weight.device.type == "cpu":
             layer.forward = types.MethodType(forward, layer)
     return network
 

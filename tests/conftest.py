@@ -16,7 +16,8 @@ from plumbing.story import ROOT, definitions, ready_to_train
 
 STORY = vars(definitions(device="auto", precision="auto"))
 DEFAULTS = {name: STORY.get(name) for name in Settings.model_fields}  # a test in test_settings tells which are missing
-SMALL = {"batch_size": 8, "n_epochs": 3, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "print_every": 2, "lr_decay": 3}
+SMALL = {"batch_size": 8, "n_epochs": 3, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "print_every": 2, "lr_decay": 3,
+         "lookahead": 2}
 TINY = {"dataset": "faces", "batch_size": 8, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "device": "cpu",
         "precision": "fp32"}  # in a copied project
 posix = pytest.mark.skipif(sys.platform != "linux", reason="forks: Windows cannot, macOS not in a process with threads")

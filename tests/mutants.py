@@ -10,8 +10,8 @@ from variants import (OWN_IMAGES, Upsampling, loaders, patient_discriminator_ste
 
 D_END, G_END = "return FC(x.flatten(start_dim=1))", "return torch.tanh(last(x))"
 D_START, G_START = "*convs, FC = self.children()", "FC, *deconvs, last = self.children()"
-REAL = "F.binary_cross_entropy_with_logits(D_out, torch.full_like(D_out, label))"
-FAKE = "F.binary_cross_entropy_with_logits(D_out, torch.zeros_like(D_out))"
+REAL = "F.binary_cross_entropy_with_logits(D_out.float(), torch.full_like(D_out.float(), label))"
+FAKE = "F.binary_cross_entropy_with_logits(D_out.float(), torch.zeros_like(D_out.float()))"
 INIT_KINDS = "isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))"
 D_LOSS = "d_loss = real_loss(real_out, 1 - label_smoothing) + fake_loss(fake_out)"
 G_LOSS = "g_loss = real_loss(fake_out)"
@@ -104,7 +104,7 @@ MUTANTS = {
         ("fake_loss has label 1", "fake_loss uses the other label", FAKE, FAKE.replace("zeros", "ones")),
         ("real_loss takes probabilities", "real_loss of 3 float32 logits fails", REAL,
          "F.binary_cross_entropy(D_out, torch.ones_like(D_out))"),
-        ("real_loss takes a sigmoid twice", "without a sigmoid", REAL, REAL.replace("(D_out,", "(D_out.sigmoid(),")),
+        ("real_loss takes a sigmoid twice", "without a sigmoid", REAL, REAL.replace("(D_out.", "(D_out.sigmoid().")),
         ("fake_loss is computed from probabilities", "themselves, without a sigmoid, with label 0", FAKE,
          "F.binary_cross_entropy(D_out.sigmoid(), torch.zeros_like(D_out))"),
         ("fake_loss is a sum", "fake_loss is a sum", FAKE, FAKE[:-1] + ", reduction='sum')"),
@@ -112,7 +112,7 @@ MUTANTS = {
         ("real_loss squeezes a batch of one", "real_loss of 1 float32 logits", REAL,
          "F.binary_cross_entropy_with_logits(D_out.squeeze(), torch.ones(len(D_out)))"),
         ("fake_loss is a float", "is not one number", FAKE, FAKE + ".item()"),
-        ("fake_loss is detached", "has no gradient", FAKE, FAKE.replace("(D_out,", "(D_out.detach(),")),
+        ("fake_loss is detached", "has no gradient", FAKE, FAKE.replace("(D_out.", "(D_out.detach().")),
         ("real_loss loses digits under autocast", "logits under autocast is", REAL,
          "F.softplus(-D_out @ torch.ones(1, 1)).mean()"),
         ("real_loss overflows", "asks for the binary cross-entropy", REAL, "-torch.log(torch.sigmoid(D_out)).mean()"),
@@ -128,7 +128,7 @@ MUTANTS = {
         ("real_loss is a mean square", "with label 1 by default", REAL, "((D_out - label) ** 2).mean()"),
         ("fake_loss is a mean square", "asks for the binary cross-entropy", FAKE, "(D_out ** 2).mean()"),
         ("real_loss drops a part of its gradient", "wrong gradient", REAL,
-         REAL.replace("(D_out,", "(D_out * 2 - D_out.detach(),")),
+         REAL.replace("(D_out.float(),", "(D_out * 2 - D_out.detach(),")),
     ],
     "test_scale": [
         ("scale does nothing", "must take 0 to -1 and 1 to 1", "return x * (high - low) + low", "return x"),

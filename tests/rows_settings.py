@@ -19,6 +19,7 @@ PARAMETERS = {
     "d_lr": ("a number, more than 0", [0, "-1e-3", "nan", math.inf, True, None], {"1e-3": 0.001, 1: 1.0}),
     "g_lr": ("a number, more than 0", [0, True], {1e-9: 1e-9}),
     "lr_decay": ("a whole number, at least 0", [-1, False], {0: 0}),
+    "lookahead": ("a whole number, at least 0", [-1, 2.5, True], {0: 0, "5": 5}),
     "beta1": SHARE, "beta2": SHARE, "label_smoothing": SHARE, "ema_decay": SHARE,
     "augment": ("\"\", flip, shift or flip shift", ["flop", "flip,shift", False], {"": "", "flip shift": "flip shift"}),
     "instance_noise": ("a number, at least 0", [-0.1, True], {0: 0.0}),

@@ -71,7 +71,7 @@ def test_the_floor_counts_every_convolution_and_product_once():
 
 
 def test_quality(small, monkeypatch, capsys):
-    tiny = {"batch_size": 8, "d_conv_dim": 4, "g_conv_dim": 4, "lr_decay": 3}
+    tiny = {"batch_size": 8, "d_conv_dim": 4, "g_conv_dim": 4, "lr_decay": 3, "lookahead": 2}
     monkeypatch.setattr(quality, "RECIPES", {name: recipe | tiny for name, recipe in quality.RECIPES.items()})
     monkeypatch.setattr(quality, "FACES", 20)
     monkeypatch.setattr(runs, "choose_device", lambda: torch.device("cpu"))

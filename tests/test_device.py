@@ -83,6 +83,7 @@ def steps(module, **parameters):
         for step in (1, 2):
             module.slow_down(*optimizers, step)
             assert module.play_step(D, G, *optimizers, real_images).shape == (4,)
+            module.look_ahead(*optimizers, step)
             module.move_average(G_average, G, step)
     return operations
 
@@ -90,7 +91,7 @@ def steps(module, **parameters):
 @pytest.mark.parametrize("augment", ["", "flip shift"])
 @pytest.mark.parametrize("device, precision", [(META, "fp32"), (CPU, "fp32"), (CPU, "bf16")])
 def test_a_step_makes_nothing_on_the_host_and_reads_nothing_back(device, precision, augment):
-    operations = steps(definitions(device=device, precision=precision, augment=augment))
+    operations = steps(definitions(device=device, precision=precision, augment=augment, lookahead=1))
     assert operations.faults == [] and {"_fused_adam_", "convolution_backward", "lerp_"} <= operations.names
 
 
@@ -124,7 +125,7 @@ READ_BACK = {  # title: (right code, what reads back or makes something on the h
                             "torch.randn(images.shape).to(images.device)"),
     "z from NumPy": ("torch.rand(count, z_size, device=device, generator=generator)",
                      "torch.from_numpy(np.random.rand(count, z_size)).float().to(device)"),
-    "labels from a list": ("torch.zeros_like(D_out)", "torch.tensor([[0.0]] * len(D_out), device=D_out.device)"),
+    "labels from a list": ("torch.zeros_like(D_out.float())", "torch.tensor([[0.0]] * len(D_out), device=D_out.device)"),
     "a list that indexes": ("scale(real_images)", "scale(real_images[list(range(8))])"),
     "a list and a slice that index": ("scale(real_images)", "scale(real_images[list(range(8)), :])"),
     "a number of the host": ("average.lerp_(current, 1 - beta)", "average.lerp_(current, torch.tensor(1 - beta))")}

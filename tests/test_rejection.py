@@ -11,7 +11,7 @@ from variants import VARIANTS, doubting_discriminator, faces
 
 import helpers
 import problem_unittests as tests
-from plumbing import story
+from plumbing import photos, story
 
 DEFINING = [cell.source for cell in story.cells() if "definitions" in cell.metadata.get("tags", [])]
 CHECKS = [cell.source for cell in story.cells()
@@ -30,7 +30,7 @@ NAMES = {
 def definitions(old="", new=""):
     """The notebook's definitions, with old replaced by new in the one cell that has it, and faces() for a data set."""
     module = story.definitions()
-    module.photos = SimpleNamespace(load_images=lambda data_dir, image_size: faces())
+    module.photos = SimpleNamespace(load_images=lambda data_dir, image_size: faces(), check_count=photos.check_count)
     if old:
         source, = [source for source in DEFINING if old in source]
         assert source.count(old) == 1 and old != new

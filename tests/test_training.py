@@ -207,6 +207,21 @@ def test_learning_rates_fall_with_the_root_of_the_steps():
     assert [o.param_groups[0]["lr"] for o in optimizers] == [1e-3, 4e-3]
 
 
+def test_lookahead_goes_half_of_the_way_back():
+    module, weights, at = definitions(lookahead=3), [torch.zeros(2, 2, requires_grad=True) for _ in range(2)], []
+    optimizers = [torch.optim.Adam([weight]) for weight in weights]
+    for step in range(1, 13):
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            optimizer.state[weight]["step"] = step
+            weight.data += 2
+        if step == 10:
+            module.lookahead = 0
+        module.look_ahead(*optimizers, step)
+        assert all((weight == weight[0, 0]).all() and weight[0, 0] == weights[0][0, 0] for weight in weights)
+        at.append(weights[0][0, 0].item())
+    assert at == [2, 4, 6, 8, 10, 9, 11, 13, 12, 14, 16, 18]
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_label_smoothing_is_of_real_images_only(smoothing):
     module = definitions(augment="", instance_noise=0.0, label_smoothing=smoothing)

@@ -13,13 +13,13 @@ TINY = {"batch_size": 8, "d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "n_epoc
 
 def test_tricks(monkeypatch, capsys):
     make_faces(Path("faces"))
-    monkeypatch.setattr(tricks, "RECIPES", {"all five": TINY, "no averaging": TINY | {"ema_decay": 0.0}})
+    monkeypatch.setattr(tricks, "RECIPES", {"the defaults": TINY, "no averaging": TINY | {"ema_decay": 0.0}})
     monkeypatch.setattr(sys, "argv", ["tricks", "--dataset", "faces", "--seeds", "1", "--jobs", "2", "--keep", "kept"])
     tricks.main()
     text = Path("kept/tricks.md").read_text()
     assert text in capsys.readouterr().out and Path("kept/tricks.png").stat().st_size > 1000
     metrics = {name: json.loads(Path(f"runs/tricks/{name}-0/metrics.json").read_text())
-               for name in ("all-five", "no-averaging")}
+               for name in ("the-defaults", "no-averaging")}
     assert metrics["no-averaging"]["parameters"]["ema_decay"] == 0
     for name, found in metrics.items():
         swd = f"{found['measures']['swd']:.1f}"
