@@ -29,7 +29,7 @@ RECIPES = {
     "no slowing down": {"lr_decay": 0},
     "no lookahead": {"lookahead": 0},
     "beta1 0.9": {"beta1": 0.9},
-    "equal steps": {"g_lr": 0.0002},
+    "equal steps": {"g_lr": 0.0004},
     "batches of 64": {"batch_size": 64},
     **{name: yaml.safe_load((ROOT / "recipes" / f"{file}.yaml").read_text())
        for name, file in (("DCGAN paper", "paper"), ("the course", "classic"))},

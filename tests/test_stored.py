@@ -2,6 +2,7 @@
 import base64
 import copy
 import io
+import json
 import re
 import subprocess
 import sys
@@ -66,6 +67,16 @@ noise = redrawn(lambda picture: np.random.default_rng(0).integers(0, 256, pictur
 
 def test_stored_outputs_are_those_of_the_run():
     assert faults(cells(), RUN) == []
+
+
+def test_the_tables_show_the_stored_run():
+    run = json.loads((RUN / "metrics.json").read_text())
+    seconds, images, swd = f"{run['train_seconds']:.0f}", run["steps"] * run["parameters"]["batch_size"], [
+        f"{run['measures'][name]:.1f}" for name in ("swd", "swd_floor", "swd_untrained")]
+    row = f", {run['precision']} | {images:,} | {seconds} s | {run['images_per_second']:.0f} | {swd[0]} ({swd[1]}, {swd[2]}) |"
+    pages = {page: (ROOT / page).read_text("utf-8") for page in ("README.md", "benchmarks/README.md")}
+    assert all(row in page for page in pages.values()), row
+    assert f"{seconds} seconds of training" in pages["README.md"]
 
 
 @pytest.mark.parametrize("change, fault", [

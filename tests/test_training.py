@@ -91,7 +91,7 @@ def test_more_epochs_is_a_resume_and_other_parameters_are_not(faces, tmp_path):
     longer = set_up(faces, tmp_path, resume=True)
     play(longer, 2)
     assert len(longer.state.records) == 10 and longer.state.records[:5] == first.state.records
-    with pytest.raises(ValueError, match="made with other settings: d_lr was 0.0002 and is 0.01"):
+    with pytest.raises(ValueError, match="made with other settings: d_lr was 0.0004 and is 0.01"):
         set_up(faces, tmp_path, resume=True, d_lr=0.01)
 
 
