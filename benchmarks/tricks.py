@@ -34,7 +34,7 @@ RECIPES = {
     "batches of 64": {"batch_size": 64},
     "DCGAN paper": yaml.safe_load((ROOT / "recipes" / "paper.yaml").read_text()),
 }
-COLUMNS = ("distance", "close pairs, times those of the data", "contrast", "images/s")
+COLUMNS = ("distance", "close pairs, times those of the data", "contrast")
 
 
 def play(changes, seed, folder, dataset, threads):
