@@ -212,7 +212,8 @@ def test_interrupted_run_has_no_metrics_and_goes_on(project, interrupted):
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 5 * n_epochs
 
 
-def test_two_runs_at_once(project):
+def test_two_runs_at_once(project, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the README says: else several times slower
     shutil.make_archive(project / "faces", "zip", project, "faces")
     both = [start(project, f"{name}.ipynb", dataset="faces.zip", n_epochs=1, output_dir=f"runs/{name}")
             for name in "ab"]
