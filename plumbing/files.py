@@ -79,9 +79,9 @@ def fetch(url, path):
         total, shown = file.tell() + int(answer.headers.get("Content-Length", 0)), 0
         while part := answer.read1(2**20):
             file.write(part)
-            if file.tell() >= min(shown + total / 10, total) > 0:
-                shown = file.tell()
-                print(f"{shown / total:.0%} of {total / 1e6:,.1f} MB")
+            if total and (tenths := 10 * file.tell() // total) > shown:
+                shown = tenths
+                print(f"{10 * tenths}% of {total / 1e6:,.1f} MB")
         if file.tell() < total:
             raise OSError(f"the connection was cut after {file.tell():,} of {total:,} bytes")
 

@@ -1,5 +1,6 @@
 """Downloads from a real server on this machine that cuts connections, ignores Range or gives something else."""
 import hashlib
+import io
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -66,8 +67,23 @@ def test_progress_is_a_line_for_each_tenth(server, capsys):
     server.content = bytes(30 * 2**20)
     download(server, sha256=hashlib.sha256(server.content).hexdigest())
     first, *lines = capsys.readouterr().out.splitlines()
-    shares = [int(line.removesuffix("% of 31.5 MB")) for line in lines]
-    assert 8 <= len(shares) <= 10 and shares == sorted(set(shares)) and shares[-1] == 100
+    assert lines == [f"{share}% of 31.5 MB" for share in range(10, 101, 10)]
+
+
+def test_no_share_is_printed_twice_whatever_parts_come(tmp_path, monkeypatch, capsys):
+    content = bytes(1000)
+
+    class Answer(io.BytesIO):
+        status, headers, parts = 200, {"Content-Length": "1000"}, iter([*8 * [111], 108, 4, 0])  # 99.6 %, then the rest
+
+        def read1(self, _):
+            return self.read(next(self.parts))
+
+    monkeypatch.setattr(files, "urlopen", lambda *_, **__: Answer(content))
+    files.fetch("http://nowhere/", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == content
+    shares = [int(line.split("%")[0]) for line in capsys.readouterr().out.splitlines()]
+    assert shares == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
 
 
 def test_a_cut_download_goes_on_where_it_stopped(server):
