@@ -6,6 +6,9 @@ import re
 import shutil
 import sys
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch: threads of workers that share cores wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+
 import numpy as np
 import pytest
 from PIL import Image
