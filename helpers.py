@@ -75,6 +75,7 @@ def show_histograms(panels, title=None):
             axis.hist(values, bins, weights=np.full(len(values), 100 / len(values)), histtype="step", linestyle=style,
                       linewidth=1.5, label=f"{label} ({len(values):,})")
         axis.set(xlabel=name, ylabel="% of faces")
+        axis.margins(y=0.5)  # room for the legend above the curves
         axis.legend()
     figure.suptitle(title)
     return figure
@@ -172,8 +173,12 @@ def read_generator(folder, device="cpu"):
             raise ValueError("its files do not belong together")
         return about, w
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{folder} does not hold a generator of this notebook ({reason}).") from error
+        raise no_generator(folder, error) from error
+
+
+def no_generator(folder, error):
+    """The ValueError that says so of folder, with the error that told it as the reason."""
+    return ValueError(f"{folder} does not hold a generator of this notebook ({type(error).__name__}: {error}).")
 
 
 def directions(folder, count=8):
@@ -197,7 +202,7 @@ def load_generator(folder, device="cpu"):
     z_size, stages = w["FC.weight"].shape[1], sum(name.endswith(".0.weight") for name in w)
 
     def forward(z):
-        x = F.relu(F.linear(z, w["FC.weight"], w["FC.bias"]).view(len(z), -1, 2, 2))
+        x = F.relu(F.linear(z, w["FC.weight"], w["FC.bias"]).unflatten(1, (-1, 2, 2)))
         for stage in range(1, stages + 1):
             x = F.conv_transpose2d(x, w[f"t_conv{stage}.0.weight"], stride=2, padding=1)
             if stage < stages:
@@ -214,8 +219,12 @@ def load_generator(folder, device="cpu"):
         with torch.no_grad():
             return np.concatenate([to_uint8(forward(part.to(device))) for part in z.split(256)])
 
-    found = probe_of(lambda z: forward(z.to(device)), z_size)
-    if not np.allclose(found, about.get("probe", found), rtol=0, atol=0.03 * np.abs(found).max() + 5e-4):
+    try:
+        found = probe_of(lambda z: forward(z.to(device)), z_size)
+        same = np.allclose(found, about.get("probe", found), rtol=0, atol=0.03 * np.abs(found).max() + 5e-4)
+    except Exception as error:  # a layer is missing or has another shape, the probe is no list of numbers
+        raise no_generator(folder, error) from error
+    if not same:
         raise ValueError(f"{folder} holds a generator with other layers than this notebook's: use its own code.")
     return sample
 

@@ -114,9 +114,9 @@ def main():
     options = parser.parse_args()
     try:
         text, figure = compare_runs(options.folder)
-    except ValueError as error:
+        keep(options.keep or options.folder, Path(options.folder).resolve().name, text, figure)
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
-    keep(options.keep or options.folder, Path(options.folder).resolve().name, text, figure)
     print(text)
 
 

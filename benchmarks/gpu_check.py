@@ -124,7 +124,7 @@ def epoch(device, precision, folder):
     """An epoch of FACES images of noise, as long as of faces."""
     module = throughput.set_up(folder, Path("epoch"), precision, device, BATCHES[0], **PARAMETERS)
     faces = torch.randint(0, 256, (FACES * 8 // 7 + 1, 3, 32, 32), dtype=torch.uint8)  # an eighth is held out
-    module.photos = SimpleNamespace(load_images=lambda *_: faces, check_count=lambda *_: None)
+    module.photos = SimpleNamespace(load_images=lambda *_: faces, check_faces=lambda *_: None)
     loader, _ = module.get_dataloader(BATCHES[0], 32, "")
     module.train(module.state, loader, 1)
     images, seconds = len(loader) * BATCHES[0], module.state.seconds[-1]

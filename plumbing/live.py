@@ -29,8 +29,8 @@ def picture(images, columns):
     faces.set_title(f"Faces after step {count:,}")
     losses.set(title="Losses", xlabel="step", ylabel="cross-entropy")
     shares.set(title="Images that D judges rightly, share", xlabel="step", ylim=(0, 1.02))
-    for axis in (losses, shares):
-        axis.legend(loc="lower left", fontsize="small")
+    for axis, corner in ((losses, "upper right"), (shares, "lower left")):  # where no curve is
+        axis.legend(loc=corner, fontsize="small")
         axis.locator_params(nbins=5)
     file = io.BytesIO()
     figure.savefig(file, format="png", pil_kwargs={"compress_level": 1})

@@ -117,11 +117,15 @@ def face(path, size):
     return image[None]
 
 
-def check_count(to_train, held_out, batch_size, data_dir):
-    """Raises ValueError if so many of the images in data_dir are too few for one batch, or to measure against."""
-    if to_train < batch_size or held_out < 2:
-        raise ValueError(f"{data_dir} holds {to_train + held_out} images, seven in eight of them to train on: too few for a "
-                         f"batch of {batch_size}; lower batch_size or use a larger dataset.")
+def check_faces(to_train, held_out, batch_size, data_dir):
+    """Raises ValueError if so many images of data_dir to_train on are too few for one batch, or nothing can be measured
+    against those held_out (count, 3, size, size)."""
+    if to_train < batch_size or len(held_out) < 2:
+        raise ValueError(f"{data_dir} holds {to_train + len(held_out)} images, seven in eight of them to train on: too few "
+                         f"for a batch of {batch_size}; lower batch_size or use a larger dataset.")
+    if any((held_out == some).all() for some in (held_out[:1], held_out[..., :1, :1])):
+        raise ValueError(f"{data_dir} holds images that are all alike or without anything on them (every eighth was looked "
+                         "at): nothing can be measured against them; use another dataset.")
 
 
 def image_files(folder):

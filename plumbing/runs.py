@@ -3,6 +3,7 @@ import contextlib
 import copy
 import itertools
 import math
+import os
 import platform
 import signal
 import threading
@@ -55,29 +56,33 @@ def versions():
 
 
 def start_run(output_dir, resume):
-    """The folder output_dir as a Path, made and locked for this process until it ends.
+    """The folder output_dir as a Path, made and locked for this process until it ends; of a link, where it leads.
 
-    A run that is already there is moved aside (to output_dir-1, -2, ...), unless resume goes on with it. If resume finds
-    none, it prints a line. Raises ValueError if another process runs in it and OSError if it cannot be made."""
-    run = Path(output_dir).expanduser()
+    A run that is already there is moved aside (to output_dir-1, -2, ...), unless resume goes on with it: then all of it
+    stays until it has been accepted. If resume finds no checkpoint, it prints a line. Raises ValueError if another
+    process runs in it and OSError if it cannot be made."""
+    run = Path(os.path.expanduser(output_dir))
     try:
+        run = run.resolve() if run.is_symlink() else run  # or two names of one folder would have two locks
         run.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(run.with_name(f".{run.name}.lock"), is_singleton=True, timeout=0)
         lock.acquire()
         LOCKS.append(lock)
-        if resume and not (run / "checkpoint.pt").exists():
+        goes_on = resume and (run / "checkpoint.pt").exists()
+        if resume and not goes_on:
             print(f"There is no checkpoint in {run} to go on from: the run starts.")
-        elif not resume and (run / "checkpoint.pt").exists():
+        if not goes_on and any((run / name).exists() for name in ("checkpoint.pt", "metrics.json")):
             aside = next(p for n in itertools.count(1) if not (p := run.with_name(f"{run.name}-{n}")).exists())
             run.rename(aside)
             print(f"The run that was in {run} is now in {aside}.")
         run.mkdir(exist_ok=True)
-        for old in (run / "metrics.json", *run.glob("*.partial")):  # partial: of a run that was killed
+        for old in run.glob("*.partial"):  # of a run that was killed
             old.unlink(missing_ok=True)
     except filelock.Timeout as error:
         raise ValueError(f"Another run is writing to {run}; wait for its end or choose another output_dir.") from error
-    except OSError as error:
-        raise OSError(f"output_dir {str(run)!r} cannot be used ({error.strerror or error}).") from error
+    except (OSError, ValueError) as error:  # ValueError: a folder without a name, as "." is
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"output_dir {str(output_dir)!r} cannot be used ({reason}).") from error
     return run
 
 
@@ -129,7 +134,7 @@ class State:
     """All that a run needs to go on bit for bit. Training grows it, and a checkpoint holds it."""
     parts: dict  # name: network or optimizer
     parameters: dict
-    data: str  # the fingerprint of the training faces
+    data: str  # the fingerprint of the faces
     fixed_z: torch.Tensor
     order: torch.Tensor  # the state of the loader's generator before the epoch in progress
     random: list  # the random_state after the last step
@@ -143,9 +148,9 @@ class State:
 MAY_CHANGE = {"output_dir", "n_epochs", "print_every", "device", "precision", "fid", "resume", "dataset"}
 
 
-def fingerprint(count, some):
-    """A text that tells one set of training faces from another: their number and a checksum of some (an array)."""
-    return f"{count} faces with checksum {zlib.crc32(some.tobytes()):08x}"
+def fingerprint(training, held_out):
+    """A text that tells the faces of one run from another's: the number to train on, and a checksum of both arrays."""
+    return f"{len(training)} faces with checksum {zlib.crc32(held_out.tobytes(), zlib.crc32(training.tobytes())):08x}"
 
 
 def save_checkpoint(path, state):
@@ -160,7 +165,8 @@ def read_checkpoint(path, parts, wanted):
     """Put the networks and optimizers of the checkpoint at path into parts; return all that it holds.
 
     Raises ValueError with one sentence, before anything is changed, if the file is missing, is not a checkpoint, does
-    not hold parts of these shapes, or was made with other values than wanted (of parameters and of data)."""
+    not hold parts of these shapes, has more epochs than wanted, or was made with other values than wanted (of
+    parameters and of data)."""
     otherwise = "start without it (resume false, start_from \"\")"
     try:
         kept = dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -175,6 +181,9 @@ def read_checkpoint(path, parts, wanted):
              if name not in MAY_CHANGE and settings.get(name) != value]
     if other:
         raise ValueError(f"{path} was made with other settings: {'; '.join(other)}. Set them back, or {otherwise}.")
+    if (done := len(kept["samples"])) > wanted.get("n_epochs", done):
+        raise ValueError(f"{path} holds {done} epochs and n_epochs is {wanted['n_epochs']}; set it to {done} or more, or "
+                         f"{otherwise}.")
     try:
         for name, part in parts.items():
             copy.deepcopy(part).load_state_dict(kept["parts"][name])  # a trial: none may change unless all can
@@ -204,7 +213,7 @@ def load_checkpoint(path, state):
 def load_networks(folder, parts, parameters):
     """Put the networks that the run in folder has reached into parts. Raises ValueError as read_checkpoint does."""
     shape = {name: parameters[name] for name in ("image_size", "z_size", "d_conv_dim", "g_conv_dim")}
-    read_checkpoint(Path(folder).expanduser() / "checkpoint.pt", parts, shape)
+    read_checkpoint(Path(os.path.expanduser(folder), "checkpoint.pt"), parts, shape)
 
 
 def take_up(path, state, resume, start_from):

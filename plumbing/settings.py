@@ -42,7 +42,7 @@ class Settings(BaseModel):
     lookahead: Whole = Field(ge=0)
     beta1: Share
     beta2: Share
-    label_smoothing: Share
+    label_smoothing: Real = Field(ge=0, lt=0.4)  # at a half real images would be no more real than fakes
     ema_decay: Share
     augment: Literal["", "flip", "shift", "flip shift"]
     instance_noise: Real = Field(ge=0)
@@ -94,17 +94,27 @@ def check(namespace):
 
 def holds_run(folder):
     """Whether folder holds a run to go on from."""
-    return os.path.exists(Path(folder).expanduser() / "checkpoint.pt")  # Path.exists raises if the name is too long
+    return os.path.exists(os.path.join(os.path.expanduser(folder), "checkpoint.pt"))  # Path.exists raises on long names
+
+
+def lies_in(path, folder):
+    """Whether path is folder or something below it, wherever links lead."""
+    path, folder = (Path(os.path.realpath(os.path.expanduser(one))) for one in (path, folder))
+    return path.is_relative_to(folder)
 
 
 def conflicts(checked):
     """One sentence for each parameter that is right by itself but cannot be met here."""
     if checked["fid"] and not importlib.util.find_spec("torch_fidelity"):
         yield "fid is true and needs a package: pip install torch-fidelity, or set fid to false."
-    if checked["start_from"] and not (checked["resume"] and holds_run(checked["output_dir"])):
-        start, output = (Path(checked[name]).expanduser() for name in ("start_from", "output_dir"))
+    dataset, output, start = (checked[name] for name in ("dataset", "output_dir", "start_from"))
+    if dataset != "celeba" and lies_in(dataset, output):
+        yield "dataset lies in output_dir, which is moved aside when a run starts there; choose another output_dir."
+    elif os.path.isdir(os.path.expanduser(dataset)) and lies_in(output, dataset):
+        yield "output_dir lies in dataset, where a run's pictures would be taken for faces; choose another output_dir."
+    if start and not (checked["resume"] and holds_run(output)):
         if not holds_run(start):
-            yield (f"start_from is {checked['start_from']!r}, which does not hold a checkpoint.pt; give the folder of a "
+            yield (f"start_from is {start!r}, which does not hold a checkpoint.pt; give the folder of a "
                    "run, or \"\".")
-        elif start.resolve() == output.resolve():
-            yield "start_from and output_dir are the same folder; choose another output_dir."
+        elif lies_in(start, output):
+            yield "start_from lies in output_dir, which is moved aside when a run starts there; choose another output_dir."

@@ -90,6 +90,9 @@ def test_the_program_keeps_table_and_picture(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare", "runs", "--keep", "new/kept"])
     compare.main()
     assert Path("new/kept/runs.md").read_text() == text and Image.open("new/kept/runs.png").width > 500
+    monkeypatch.setattr(sys, "argv", ["compare", "runs", "--keep", "new/kept/runs.md"])
+    with pytest.raises(SystemExit, match="runs.md"):
+        compare.main()
     for nothing in ("new", "absent"):
         monkeypatch.setattr(sys, "argv", ["compare", nothing])
         with pytest.raises(SystemExit, match=f"'{nothing}' does not hold a finished run, which is a folder with"):

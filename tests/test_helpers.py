@@ -163,6 +163,7 @@ def test_faces_of_a_z_that_is_given():
     for given in (z, z.numpy(), z.double().numpy(), z.tolist(), z.clone().requires_grad_()):
         assert np.array_equal(sample(z=given), sample(5, seed=3))
     assert np.array_equal(sample(z=z, truncation=0.5), sample(5, seed=3, truncation=0.5))
+    assert sample(0).shape == (0, 32, 32, 3)
     assert not np.array_equal(sample(z=-z), sample(z=z)) and np.array_equal(sample(), sample(64, seed=0))
     for wrong in (z[0], z[:, :19], z[None], 0.5):
         refused(lambda: sample(z=wrong), f"z must have the shape (count, 20), not {tuple(np.shape(wrong))}")
@@ -191,6 +192,22 @@ def test_helpers_are_enough_to_draw_faces():
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, env=alone)
     assert done.stdout == "(64, 32, 32, 3)\n", done.stderr
+
+
+@pytest.mark.parametrize("change", [
+    lambda w: w.pop("FC.bias"), lambda w: w.pop("t_conv2.1.weight"), lambda w: w.update({"FC.weight": w["FC.weight"][:9]}),
+    lambda w: w.update({"t_conv2.0.weight": w["t_conv2.0.weight"][:3]}), [1, 2, 3], "x", None],
+    ids=["no bias", "no norm", "short FC", "short layer", "short probe", "text", "null"])
+def test_weights_and_probes_that_do_not_fit(change):
+    G = NOTEBOOK.Generator(20, 4).eval()
+    weights, about = G.state_dict(), {"z_size": 20, "conv_dim": 4, "image_size": 32, "probe": helpers.probe_of(G, 20)}
+    if callable(change):
+        change(weights)
+    else:
+        about["probe"] = change
+    for name, content in helpers.generator_files(weights, about).items():
+        Path(name).write_bytes(content)
+    refused(lambda: helpers.load_generator("."), ". does not hold a generator of this notebook (")
 
 
 def test_broken_generators():

@@ -22,7 +22,8 @@ def train(faces, run, n_epochs):
     torch.set_num_threads(1)
     helpers.show_faces = helpers.show_live = lambda *_, **__: None  # drawing would take most of the time
     resume = (run / "checkpoint.pt").exists()
-    module = set_up(faces, runs.start_run(run, resume), resume=resume, d_conv_dim=16, g_conv_dim=16)
+    module = set_up(faces, runs.start_run(run, resume), resume=resume, n_epochs=n_epochs,
+                    d_conv_dim=16, g_conv_dim=16)
     module.train(module.state, module.celeba_train_loader, n_epochs)
 
 

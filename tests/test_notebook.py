@@ -163,6 +163,11 @@ def test_one_line_given_again_until_the_run_has_ended(project):
     assert [s.shape for s in helpers.load_samples(whole / "train_samples.pkl")] == 8 * [(16, 32, 32, 3)]
     assert helpers.load_generator(whole)(3).shape == (3, 32, 32, 3)
 
+    files = {path.name: path.read_bytes() for path in whole.iterdir()}
+    status, said = run(project, n_epochs=8, output_dir="runs/whole", resume="true", seed=1)
+    assert status != 0 and "seed was 0 and is 1" in error_in(said)
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == files  # refused, and left as it is
+
     moments, kills, notebooks = random.Random(0), [(0, 2.0), (1, 0.3), (8, 2.0)], []
     while not (again / "metrics.json").exists():
         process = start(project, n_epochs=8, output_dir="runs/again", resume="true")

@@ -273,3 +273,16 @@ def test_images_do_without_a_cache(keep, monkeypatch):
     monkeypatch.setattr(photos, "WORTH_KEEPING", 10**9)
     assert len(photos.load_images(folder, 32)) == 2
     assert not list(Path("data").glob("*.npz"))
+
+
+# --- Enough, and different --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("held_out, sentence", [
+    (torch.rand(1, 3, 8, 8), "faces holds 10 images, seven in eight of them to train on: too few for a batch of 8"),
+    (torch.rand(1, 3, 8, 8).expand(5, 3, 8, 8), "faces holds images that are all alike or without anything on them"),
+    (torch.rand(5, 3, 1, 1).expand(5, 3, 8, 8), "faces holds images that are all alike or without anything on them"),
+], ids=["few", "alike", "plain"])
+def test_faces_to_measure_against(held_out, sentence):
+    refused(lambda: photos.check_faces(9, held_out, 8, "faces"), sentence)
+    refused(lambda: photos.check_faces(7, torch.rand(3, 3, 8, 8), 8, "faces"), "faces holds 10 images, seven in eight")
+    photos.check_faces(8, torch.rand(2, 3, 8, 8), 8, "faces")

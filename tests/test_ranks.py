@@ -97,7 +97,7 @@ def test_an_interrupt_of_one_stops_both_and_a_resume_is_bit_for_bit(played):
 def test_one_rank_goes_on_from_two_and_says_so(played, capsys):
     folder, _ = played
     shutil.copytree(folder / "whole", "whole")
-    one = set_up(folder / "faces", Path("whole"), resume=True)
+    one = set_up(folder / "faces", Path("whole"), resume=True, n_epochs=EPOCHS + 1)
     assert ("whole/checkpoint.pt is of 2 ranks; going on with 1 will not be bit for bit the same run.\n"
             in capsys.readouterr().out)
     play(one, EPOCHS + 1)

@@ -30,7 +30,7 @@ NAMES = {
 def definitions(old="", new=""):
     """The notebook's definitions, with old replaced by new in the one cell that has it, and faces() for a data set."""
     module = story.definitions()
-    module.photos = SimpleNamespace(load_images=lambda data_dir, image_size: faces(), check_count=photos.check_count)
+    module.photos = SimpleNamespace(load_images=lambda data_dir, image_size: faces(), check_faces=photos.check_faces)
     if old:
         source, = [source for source in DEFINING if old in source]
         assert source.count(old) == 1 and old != new

@@ -83,12 +83,28 @@ def test_a_resume_with_nothing_there_starts_and_says_so(capsys):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_is_tidied(resume):
+    """What a resume finds stays until it has been accepted: it may yet be refused."""
     run = runs.start_run("run", False)
-    names = ["a_face.png", "checkpoint.pt.partial", "metrics.json"] + ["checkpoint.pt"] * resume
+    names = ["a_face.png", "checkpoint.pt.partial"] + ["checkpoint.pt", "metrics.json"] * resume
     for name in names:
         (run / name).touch()
     runs.start_run("run", resume)
-    assert sorted(os.listdir(run)) == ["a_face.png"] + ["checkpoint.pt"] * resume
+    assert sorted(os.listdir(run)) == ["a_face.png"] + ["checkpoint.pt", "metrics.json"] * resume
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_without_its_checkpoint_is_moved_aside(resume):
+    (runs.start_run("run", False) / "metrics.json").write_text("finished")
+    assert os.listdir(runs.start_run("run", resume)) == [] and Path("run-1/metrics.json").read_text() == "finished"
+
+
+def test_a_link_has_the_lock_of_its_folder():
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    assert runs.start_run("link", False) == Path("real").resolve() and Path(".real.lock").exists()
+    (Path("real") / "checkpoint.pt").touch()
+    assert os.listdir(runs.start_run("link", False)) == [] and os.listdir("real-1") == ["checkpoint.pt"]
+    assert Path("link").resolve() == Path("real").resolve() and not Path(".link.lock").exists()
 
 
 def test_a_folder_in_ones_home(monkeypatch, tmp_path):
@@ -98,7 +114,8 @@ def test_a_folder_in_ones_home(monkeypatch, tmp_path):
 
 def test_a_folder_that_cannot_be_made():
     Path("file").touch()
-    refused(lambda: runs.start_run("file/run", False), "output_dir 'file/run' cannot be used (")
+    for name in ("file/run", ".", "~nobody-of-this-name/\0"):
+        refused(lambda: runs.start_run(name, False), f"output_dir {name!r} cannot be used (")
 
 
 # --- Interrupts and random numbers ------------------------------------------------------------------------------------
@@ -199,6 +216,14 @@ def test_other_settings_and_other_faces_are_refused():
         "and is '8 faces'. Set them back, or start without it (resume false, start_from \"\").")
 
 
+def test_fewer_epochs_than_there_are_are_refused():
+    runs.save_checkpoint("checkpoint.pt", state_after_a_step(0, samples=2 * [pixels(2, 4, 4, 3)]))
+    assert refuse(parameters=DEFAULTS | {"n_epochs": 1}) == (
+        "checkpoint.pt holds 2 epochs and n_epochs is 1; set it to 2 or more, or start without it (resume false, "
+        "start_from \"\").")
+    runs.load_checkpoint("checkpoint.pt", state_after_a_step(1, parameters=DEFAULTS | {"n_epochs": 2}))
+
+
 @pytest.mark.parametrize("content", NOT_CHECKPOINTS.values(), ids=NOT_CHECKPOINTS.keys())
 def test_files_that_are_not_checkpoints(content):
     Path("checkpoint.pt").write_bytes(content)
@@ -244,6 +269,10 @@ def test_take_up_prefers_the_runs_own_checkpoint(monkeypatch):
 
 
 def test_a_fingerprint_tells_faces_apart():
-    some = pixels(3, 8, 8, 3)
-    assert runs.fingerprint(3, some) == runs.fingerprint(3, some.copy()) != runs.fingerprint(4, some)
-    assert runs.fingerprint(3, some) != runs.fingerprint(3, some[::-1])
+    training, held_out = pixels(1200, 4, 4, 3), pixels(3, 4, 4, 3)
+    usual = runs.fingerprint(training, held_out)
+    assert usual == runs.fingerprint(training.copy(), held_out.copy()) and usual.startswith("1200 faces")
+    for other in ((training[::-1], held_out), (training[1:], held_out), (training, held_out[::-1])):
+        assert runs.fingerprint(*other) != usual
+    training[-1, 0, 0, 0] ^= 1
+    assert runs.fingerprint(training, held_out) != usual

@@ -54,13 +54,29 @@ def test_start_from_must_be_another_run(monkeypatch, tmp_path):
         refused(lambda: check(**here | {"start_from": folder}),
                 f"start_from is '{folder}', which does not hold a checkpoint.pt; give the folder of a run")
     Path("checkpoint.pt").touch()
-    refused(lambda: check(**here), "start_from and output_dir are the same folder; choose another output_dir")
+    refused(lambda: check(**here), "start_from lies in output_dir, which is moved aside when a run starts there; choose another")
     assert check(**here | {"output_dir": "runs/other"})["start_from"] == "~"
     again = {"start_from": "gone", "output_dir": "runs/other", "resume": True}
     refused(lambda: check(**again), "start_from is 'gone', which does not hold a checkpoint.pt; give the folder of a run")
     Path("runs/other").mkdir(parents=True)
     Path("runs/other/checkpoint.pt").touch()
     assert check(**again)["start_from"] == "gone"  # it has started already
+
+
+def test_a_run_and_its_faces_lie_apart(monkeypatch, tmp_path):
+    """A run that starts moves an earlier one aside with all that is in it, and leaves pictures where it works."""
+    at_home(monkeypatch, tmp_path)
+    for folder in ("faces/deeper", "runs/a/faces", "other"):
+        Path(folder).mkdir(parents=True)
+    Path("runs/a/faces.zip").touch()
+    Path("link").symlink_to("runs/a")
+    for dataset, output in (("runs/a/faces", "runs/a"), ("runs/a/faces.zip", "runs/a"), ("runs/a/faces", "runs"),
+                            ("faces", "faces"), ("~/faces", "./faces"), ("runs/a/faces", "link"), ("faces", ".")):
+        refused(lambda: check(dataset=dataset, output_dir=output), "dataset lies in output_dir, which is moved aside")
+    for output in ("faces/run", "faces/deeper/run", "other/../faces/run"):
+        refused(lambda: check(dataset="faces", output_dir=output), "output_dir lies in dataset, where a run's pictures")
+    for dataset, output in (("faces", "runs/b"), ("faces", "faces-1"), ("runs/a/faces.zip", "runs/b"), ("celeba", ".")):
+        assert check(dataset=dataset, output_dir=output)["dataset"] == dataset
 
 
 def kind(field):

@@ -32,6 +32,14 @@ def test_keep_generator(run, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         keep_generator.main()
     assert capsys.readouterr().err.startswith("run does not hold a finished run: it has no metrics.json; finish it")
+    for name, content in (("metrics.json", b'{"parameters": {"see'), ("generator.safetensors", b"cut")):
+        whole = Path("run", name).read_bytes() if Path("run", name).exists() else b""
+        Path("run", name).write_bytes(content)
+        with pytest.raises(SystemExit):
+            keep_generator.main()
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and ("is damaged (" in said or "does not hold a generator" in said)
+        Path("run", name).write_bytes(whole)
     assert not any(Path("kept").iterdir())
     files.write_json("kept/generator.json", {"directions": ["turns the head"]})  # of the generator before
     parameters = {"dataset": "/a/path", "output_dir": "/b", "start_from": "/a/first/", "seed": 1}
