@@ -97,7 +97,7 @@ def test_a_step_makes_nothing_on_the_host_and_reads_nothing_back(device, precisi
 
 def batches(module):
     """Faults of an epoch's batches on the meta device, but those of the first, which may bring the indices of all."""
-    module.device = META
+    module.device, module.photos.check_faces = META, lambda *_: None  # it asks once, and there is nothing to see on meta
     loader, _ = module.get_dataloader(16, 8)
     iterator = iter(loader)
     with watched(META) as operations:
