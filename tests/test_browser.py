@@ -147,6 +147,7 @@ def test_with_the_keyboard_alone(page):
     assert same(drawn(page, "#face"), sample(z=z))
     assert page.js("caption.textContent") == "Face 1 of seed 1, changed." and page.js("direction1.value") == "0.7"
     focus(page, "seed")
+    page.wait(READY)  # until a face is drawn anew, its button is the one before
     for name in ("Tab", "ArrowRight", "ArrowDown", "ArrowLeft", "ArrowLeft", " "):  # faces 1, 2, 10, 9, 8
         page.key(name)
     assert page.js("caption.textContent") == "Face 8 of seed 1." and same(drawn(page, "#face"), sample(8, seed=1)[7:])
