@@ -42,7 +42,7 @@ class Settings(BaseModel):
     lookahead: Whole = Field(ge=0)
     beta1: Share
     beta2: Share
-    label_smoothing: Real = Field(ge=0, lt=0.4)  # at a half real images would be no more real than fakes
+    label_smoothing: Real = Field(ge=0, lt=0.4)  # near a half the label of real images tells D, and the inline tests, nothing
     ema_decay: Share
     augment: Literal["", "flip", "shift", "flip shift"]
     instance_noise: Real = Field(ge=0)
